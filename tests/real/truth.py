@@ -1,0 +1,67 @@
+"""Ground truth: what the app itself knows of a line that holds its loop, written to a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextvars import ContextVar
+from types import TracebackType
+
+from opentelemetry import trace
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+_request_began: ContextVar[float] = ContextVar("request_began")
+
+
+class RequestClock:
+    """Middleware of the app's own that notes when a request's task took its first step."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        _request_began.set(time.time())
+        await self.app(scope, receive, send)
+
+
+class Held:
+    """Writes down the time that its body took, and the span that was active in it.
+
+    The callback that held the loop began before the marked line: when the request began or, where
+    the handler has `resumed` from an await since, just now. All times are unix seconds.
+    """
+
+    def __init__(self, case: str, *, resumed: bool = False) -> None:
+        self.case = case
+        self.began = None if resumed else _request_began.get(None)
+        self.entered = 0.0
+
+    def __enter__(self) -> None:
+        self.entered = time.time()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        left = time.time()
+        span = trace.get_current_span().get_span_context()
+        append(
+            os.environ["REAL_TRUTH"],
+            {
+                "case": self.case,
+                "began": self.entered if self.began is None else self.began,
+                "entered": self.entered,
+                "left": left,
+                "trace_id": trace.format_trace_id(span.trace_id) if span.is_valid else None,
+                "span_id": trace.format_span_id(span.span_id) if span.is_valid else None,
+            },
+        )
+
+
+def append(path: str, row: dict[str, object]) -> None:
+    """Add one JSON line in one write, so that a reader never sees half of it for long."""
+    with open(path, "a") as file:
+        file.write(json.dumps(row) + "\n")
