@@ -1,0 +1,1 @@
+"""Who hears of it? One sink for each signal."""
