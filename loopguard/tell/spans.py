@@ -120,7 +120,7 @@ def _attributes(report: Report) -> _Attributes:
         **_code(stall),
         **_valued(
             {
-                "thread.id": getattr(report, "thread_id", None),
+                "thread.id": report.thread_id,
                 "thread.name": stall.thread,
                 "loopguard.stall.id": stall.id,
                 "loopguard.stall.fingerprint": stall.fingerprint,

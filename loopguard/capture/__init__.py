@@ -1,0 +1,1 @@
+"""What was the loop doing? Evidence, taken raw."""

@@ -1,0 +1,72 @@
+"""Clocks of threads: CPU time, and time spent ready to run without a CPU."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+try:
+    import resource
+
+    _THREAD: int | None = getattr(resource, "RUSAGE_THREAD", None)
+except ImportError:  # Windows
+    _THREAD = None
+
+_PER_THREAD_CPU = 6  # CPUCLOCK_PERTHREAD_MASK | CPUCLOCK_SCHED, linux/posix-timers.h
+
+
+def thread_cpu_ns(native_id: int) -> int | None:
+    """Nanoseconds that a thread of this process has spent on a CPU; None where the system does not tell.
+
+    By the clock id that Linux gives every thread: pthread_getcpuclockid is undefined for a thread that has ended,
+    this answers EINVAL.
+    """
+    try:
+        return time.clock_gettime_ns((~native_id << 3) | _PER_THREAD_CPU)
+    except (OSError, AttributeError, OverflowError):
+        return None
+
+
+def thread_cpu_works() -> bool:
+    """Whether `thread_cpu_ns` tells the truth here: it must agree with this thread's own clock."""
+    before = time.thread_time_ns()
+    seen = thread_cpu_ns(threading.get_native_id())
+    return seen is not None and before <= seen <= time.thread_time_ns()
+
+
+class RunDelay:
+    """How long a thread was ready to run without getting a CPU: the second field of its schedstat (proc(5))."""
+
+    def __init__(self, native_id: int) -> None:
+        self._fd: int | None = None
+        try:
+            self._fd = os.open(f"/proc/self/task/{native_id}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return
+        if self.read() is None:
+            self.close()
+
+    def read(self) -> int | None:
+        """Nanoseconds since the thread began; None where the system does not tell."""
+        if self._fd is None:
+            return None
+        try:
+            return int(os.pread(self._fd, 64, 0).split()[1])
+        except (OSError, ValueError, IndexError):
+            return None
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def voluntary_switches() -> int:
+    """How often this thread has given up its CPU to wait (getrusage(2), RUSAGE_THREAD); 0 where nobody counts.
+
+    A thread that waits for the GIL wakes once in every switch interval to ask for it again.
+    """
+    if _THREAD is None:
+        return 0
+    return resource.getrusage(_THREAD).ru_nvcsw

@@ -1,0 +1,104 @@
+"""One look at a loop's thread: what it runs, for whom, and what it waits in."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from contextvars import Context
+from dataclasses import dataclass
+from time import monotonic_ns
+from types import CodeType, CoroutineType
+from typing import Any
+
+from loopguard.capture import iteration, stacks, system_calls
+from loopguard.capture.callee import callee_of
+from loopguard.capture.clocks import thread_cpu_ns
+from loopguard.capture.contexts import ContextReader
+from loopguard.evidence import ActiveRequest, Iteration, Look, RawFrame
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A loop while it runs, as its own thread described it.
+
+    The `base_depth` outermost frames of the thread, the innermost of which runs `base_code`, are
+    the loop's own: what stands above them is the callback.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    thread_id: int
+    native_id: int
+    thread_name: str
+    context_address: int | None
+    base_depth: int
+    base_code: CodeType | None
+
+
+@dataclass(frozen=True, slots=True)
+class Observer:
+    """Takes looks, with the kinds of evidence that are to be had here."""
+
+    contexts: ContextReader
+    request_of: Callable[[Context], ActiveRequest | None]
+    cpu_clock: bool
+    system_calls: bool
+
+    def look(
+        self, subject: Subject, asked_ns: int, read_iteration: iteration.Reader | None
+    ) -> Look:
+        """Look at the subject's thread. To be the first thing that its caller does with the GIL.
+
+        Nothing before the callee may let the GIL go: a callback that waits for it would run on,
+        and the line that it was on would be lost.
+        """
+        at_ns = monotonic_ns()
+        frame = sys._current_frames().get(subject.thread_id)
+        task = asyncio.current_task(subject.loop)
+        live = self.contexts.running(subject.context_address, task)
+        context = None if live is None else live.copy()
+        everything, run_once = stacks.walk(frame, iteration.RUN_ONCE)
+        stack = _callback(everything, subject)
+        if not stack or frame is None:
+            return Look(asked_ns=asked_ns, at_ns=at_ns, key=None, stack=())
+        callee = callee_of(frame)
+        began = None if read_iteration is None else read_iteration(run_once)
+        del frame, run_once
+        name, coroutine = _describe(task)
+        return Look(
+            asked_ns=asked_ns,
+            at_ns=at_ns,
+            key=_key(began, id(task), id(live), stack),
+            stack=stacks.bounded(stack),
+            callee=callee,
+            context=context,
+            task=name,
+            coroutine=coroutine,
+            request=None if context is None else self.request_of(context),
+            iteration=began,
+            cpu_ns=thread_cpu_ns(subject.native_id) if self.cpu_clock else None,
+            wait=system_calls.waiting_in(subject.native_id) if self.system_calls else None,
+        )
+
+
+def _callback(stack: list[RawFrame], subject: Subject) -> list[RawFrame]:
+    """The frames of the running callback; none where the loop is busy with itself, or waits."""
+    depth = subject.base_depth
+    if depth and (len(stack) < depth or stack[-depth].code is not subject.base_code):
+        return []
+    return stack[: len(stack) - depth]
+
+
+def _key(began: Iteration | None, task: int, context: int, stack: list[RawFrame]) -> object:
+    """What tells this callback from others: its place in the loop, else whom it runs for."""
+    if began is not None and began.index is not None:
+        return began.started_ns, began.index
+    return task, context, stack[-1].code
+
+
+def _describe(task: asyncio.Task[Any] | None) -> tuple[str | None, str | None]:
+    if not isinstance(task, asyncio.Task):
+        return None, None
+    coroutine = task.get_coro()
+    name = coroutine.__qualname__ if isinstance(coroutine, CoroutineType) else None
+    return task.get_name(), name

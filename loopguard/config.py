@@ -1,0 +1,214 @@
+"""How closely to watch: options from arguments, environment and defaults, each checked once, at install."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from loopguard.record import Stall
+
+MINIMUM_BUDGET = 0.005
+MAXIMUM_BUDGET = 3600.0
+PREFIX = "LOOPGUARD_"
+
+Listener = Callable[[Stall], object]
+
+
+class ConfigError(ValueError):
+    """An option that cannot be used. Its text gives the value, the limit, and where the value came from."""
+
+
+class AlreadyInstalledError(RuntimeError):
+    """loopguard is installed already, with other options or for another application."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All options of `install()`, checked. Durations are in seconds."""
+
+    budget: float = 0.1
+    error_budget: float | None = None
+    on_stall: Listener | None = None
+    jsonl: Path | None = None
+    ignore: tuple[str, ...] = ()
+    log: bool = True
+    traces: bool = True
+    enabled: bool = True
+    in_app: tuple[str, ...] = ()
+    source: bool = True
+    root: Path = field(default_factory=Path.cwd)
+
+    def with_budget(self, budget: object) -> Config:
+        """The same options with another budget, checked as at install.
+
+        Raises:
+            ConfigError: the budget is no number of seconds within the limits.
+        """
+        return replace(self, budget=_seconds("budget", budget, "assignment to Guard.budget"))
+
+    @property
+    def severe_from(self) -> float:
+        """Seconds from which a stall is an error; it follows the budget unless `error_budget` was given."""
+        return 5 * self.budget if self.error_budget is None else self.error_budget
+
+
+def read_config(
+    arguments: Mapping[str, object], environ: Mapping[str, str] | None = None
+) -> Config:
+    """Merge arguments over `LOOPGUARD_…` variables over defaults.
+
+    An argument that is None counts as not given.
+
+    Raises:
+        ConfigError: a value is unusable, or names an option that this version does not have.
+    """
+    environ = os.environ if environ is None else environ
+    given: dict[str, Any] = {}
+    for name in _NOT_BUILT:
+        _refuse_not_built(name, arguments, environ)
+    for name, read in _READERS.items():
+        value = arguments.get(name)
+        variable = PREFIX + name.upper()
+        if value is not None:
+            given[name] = read(name, value, f"argument {name}")
+        elif read is not _listener and environ.get(variable, "") != "":
+            given[name] = read(name, environ[variable], f"environment variable {variable}")
+    return Config(**given)
+
+
+def _refuse(name: str, value: object, limit: str, source: str) -> NoReturn:
+    raise ConfigError(f"{name}={value!r} (from {source}): {limit}")
+
+
+def _seconds(name: str, value: object, source: str) -> float:
+    limit = f"must be a number of seconds from {MINIMUM_BUDGET} to {MAXIMUM_BUDGET:.0f}"
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        _refuse(name, value, limit, source)
+    try:
+        seconds = float(value)
+    except (ValueError, OverflowError):
+        _refuse(name, value, limit, source)
+    if not math.isfinite(seconds) or not MINIMUM_BUDGET <= seconds <= MAXIMUM_BUDGET:
+        _refuse(name, value, limit, source)
+    return seconds
+
+
+_WORDS = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
+
+
+def _switch(name: str, value: object, source: str) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = _WORDS.get(value.strip().lower()) if isinstance(value, str) else None
+    if word is None:
+        _refuse(
+            name,
+            value,
+            "must be on or off (True, False; 1, 0, true, false, yes, no, on, off)",
+            source,
+        )
+    return word
+
+
+def _names(name: str, value: object, source: str) -> tuple[str, ...]:
+    limit = "must be a list of names, or names separated by commas"
+    if isinstance(value, str):
+        value = value.split(",")
+    if isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
+        _refuse(name, value, limit, source)
+    names = tuple(value)
+    if not all(isinstance(item, str) for item in names):
+        _refuse(name, names, limit, source)
+    return tuple(item.strip() for item in names if item.strip())
+
+
+def _listener(name: str, value: object, source: str) -> Listener:
+    if not callable(value):
+        _refuse(name, value, "must be a function that takes the stall's record", source)
+    return value
+
+
+def _directory(name: str, value: object, source: str) -> Path:
+    path = _path(name, value, source)
+    if not path.is_dir():
+        _refuse(name, value, "must be a directory", source)
+    return path
+
+
+def _writable_file(name: str, value: object, source: str) -> Path:
+    path = _path(name, value, source)
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
+    except (OSError, ValueError) as error:
+        _refuse(name, value, f"must be a file that can be appended to: {error}", source)
+    return path
+
+
+def _path(name: str, value: object, source: str) -> Path:
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        _refuse(name, value, "must be a path", source)
+    return Path(os.path.abspath(os.fsdecode(value)))
+
+
+_Reader = Callable[[str, object, str], Any]
+_READERS: dict[str, _Reader] = {
+    "budget": _seconds,
+    "error_budget": _seconds,
+    "on_stall": _listener,
+    "jsonl": _writable_file,
+    "ignore": _names,
+    "log": _switch,
+    "traces": _switch,
+    "enabled": _switch,
+    "in_app": _names,
+    "source": _switch,
+    "root": _directory,
+}
+
+_NOT_BUILT = (
+    "congestion_budget",
+    "on_ongoing",
+    "metrics",
+    "probe",
+    "black_box",
+    "profile_token",
+    "profile_dir",
+)
+
+
+def _refuse_not_built(
+    name: str, arguments: Mapping[str, object], environ: Mapping[str, str]
+) -> None:
+    """Refuse an option that this version does not have; what switches it off asks for nothing and is accepted."""
+    for value, source in (
+        (arguments.get(name), f"argument {name}"),
+        (
+            environ.get(PREFIX + name.upper()) or None,
+            f"environment variable {PREFIX}{name.upper()}",
+        ),
+    ):
+        off = value is False or (
+            isinstance(value, str) and _WORDS.get(value.strip().lower()) is False
+        )
+        if value is None or (off and name in ("metrics", "probe")):
+            continue
+        shown = f"<{len(str(value))} characters>" if name == "profile_token" else repr(value)
+        raise ConfigError(
+            f"{name}={shown} (from {source}): this option is not built in this version of loopguard"
+        )
+
+
+assert set(_READERS) == {option.name for option in fields(Config)}

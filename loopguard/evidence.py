@@ -1,0 +1,136 @@
+"""What was seen, raw: the data that pass from capture and watch to explain.
+
+Code objects and offsets are kept, never frames: a frame keeps the user's locals alive. All times are nanoseconds of
+CLOCK_MONOTONIC (`time.monotonic_ns`).
+"""
+
+from __future__ import annotations
+
+from contextvars import Context
+from dataclasses import dataclass
+from types import CodeType
+from typing import Any, NamedTuple
+
+from loopguard.record import Phase
+
+
+class RawFrame(NamedTuple):
+    """One frame of a sampled stack: enough to name file, line and expression later, off the hot path."""
+
+    code: CodeType
+    lasti: int
+    module: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Callee:
+    """What an expression was calling: `function` as found without running user code, `owner` the type of its self."""
+
+    function: object
+    owner: type | None
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """One turn of the loop: when it began (to within `error_ns`), and which of its ready callbacks is running."""
+
+    started_ns: int
+    error_ns: int
+    index: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveRequest:
+    """A request in flight, as the ASGI layer knows it. `context` was copied as it began: its own span is in there."""
+
+    scope: dict[str, Any]
+    started_ns: int
+    context: Context
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """The system call that a thread was found in: its name, and what it waits on in words."""
+
+    call: str
+    on: str
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look at the loop's thread while its heartbeat was overdue.
+
+    `stack` is innermost first and holds the callback's frames only; it is empty where the loop ran no callback.
+    `key` tells callbacks apart: it changes exactly when another callback is running.
+    `asked_ns` is when the watchdog's timer fired, `at_ns` when it was served; `gil_waits` counts how often it woke in
+    between to ask for the GIL again, `starved_ns` how long it was ready to run without getting a CPU.
+    """
+
+    asked_ns: int
+    at_ns: int
+    key: object
+    stack: tuple[RawFrame, ...]
+    callee: Callee | None = None
+    context: Context | None = None
+    task: str | None = None
+    coroutine: str | None = None
+    request: ActiveRequest | None = None
+    iteration: Iteration | None = None
+    cpu_ns: int | None = None
+    wait: Wait | None = None
+    gil_waits: int = 0
+    starved_ns: int = 0
+
+    @property
+    def late_ns(self) -> int:
+        return self.at_ns - self.asked_ns
+
+
+@dataclass(frozen=True, slots=True)
+class LateBeat:
+    """A heartbeat that came late: the loop was held, or not run, somewhere between `last_ns` and `at_ns`.
+
+    `cpu_ns`, `gc_ns` and `run_delay_ns` are what the loop's thread spent since the last beat on a CPU, in the
+    collector, and ready to run without getting a CPU; None where the platform does not tell.
+    """
+
+    last_ns: int
+    due_ns: int
+    at_ns: int
+    cpu_start_ns: int
+    cpu_ns: int
+    gc_ns: int
+    run_delay_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The verdict of the detector: one callback held the loop beyond its budget.
+
+    The start lies between `start_ns - error_ns` and `start_ns + error_ns`. `looks` saw this callback and no other;
+    they are empty where the loop's thread was late without being seen in any callback.
+    """
+
+    start_ns: int
+    error_ns: int
+    end_ns: int
+    looks: tuple[Look, ...]
+    beat: LateBeat
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """A stall as the watchdog hands it on: the verdict, and what is gone by the time somebody explains it.
+
+    `wall_offset_ns` added to a time of CLOCK_MONOTONIC gives unix nanoseconds.
+    """
+
+    held: Held
+    budget_ns: int
+    thread: str
+    thread_id: int
+    loop: str
+    phase: Phase | None
+    in_flight: int
+    wall_offset_ns: int

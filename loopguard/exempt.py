@@ -1,0 +1,79 @@
+"""What may block: code that says so itself, and what the options name."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Iterable
+from contextvars import Context, ContextVar, Token
+from fnmatch import fnmatchcase
+from types import TracebackType
+from typing import ParamSpec, TypeVar, cast
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_reason: ContextVar[str | None] = ContextVar("loopguard_allowed", default=None)
+
+
+class allow_blocking:  # noqa: N801 - used like a function: a context manager and decorator
+    """Code that may hold the loop: a stall inside is counted as exempt and otherwise not reported.
+
+    As `with allow_blocking("reason"):` or as a decorator of a function, sync or async.
+    """
+
+    def __init__(self, reason: str) -> None:
+        if not reason:
+            raise ValueError(f"allow_blocking needs a reason in words, not {reason!r}")
+        self._reason = reason
+        self._tokens: list[Token[str | None]] = []
+
+    def __enter__(self) -> None:
+        self._tokens.append(_reason.set(self._reason))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _reason.reset(self._tokens.pop())
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        if inspect.iscoroutinefunction(function):
+            return cast(Callable[P, R], _around_coroutine(self._reason, function))
+        if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+            raise TypeError(
+                "allow_blocking decorates functions and coroutine functions, not generators"
+            )
+
+        @functools.wraps(function)
+        def allowed(*args: P.args, **kwargs: P.kwargs) -> R:
+            with allow_blocking(self._reason):
+                return function(*args, **kwargs)
+
+        return allowed
+
+
+def _around_coroutine(
+    reason: str, function: Callable[P, Awaitable[R]]
+) -> Callable[P, Awaitable[R]]:
+    @functools.wraps(function)
+    async def allowed(*args: P.args, **kwargs: P.kwargs) -> R:
+        with allow_blocking(reason):
+            return await function(*args, **kwargs)
+
+    return allowed
+
+
+def reason_in(context: Context) -> str | None:
+    """Why the code that runs in `context` may block; None where it may not."""
+    return context.get(_reason)
+
+
+def matches(patterns: Iterable[str], names: Iterable[str | None]) -> str | None:
+    """The first of the patterns (`*` stands for any text) that one of the names matches."""
+    known = [name for name in names if name is not None]
+    return next(
+        (pattern for pattern in patterns for name in known if fnmatchcase(name, pattern)), None
+    )

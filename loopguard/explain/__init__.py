@@ -1,0 +1,1 @@
+"""Why, and whose code? Samples and evidence in, records out: no clock, no thread."""

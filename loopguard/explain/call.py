@@ -1,0 +1,48 @@
+"""What the culprit's line called, by name."""
+
+from __future__ import annotations
+
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+from loopguard.evidence import Callee, RawFrame
+
+# Modules written in C that everybody knows by the name of their front.
+_KNOWN_AS = {"posix": "os", "nt": "os", "_io": "io"}
+
+
+def call_of(stack: tuple[RawFrame, ...], culprit: int, callee: Callee | None) -> str | None:
+    """The dotted name of what the frame at index `culprit` (innermost first) called; None where unknown.
+
+    A callee in Python has the next frame; one in C has none, and was looked up as the stack was taken.
+    """
+    if culprit > 0:
+        inner = stack[culprit - 1]
+        return _dotted(inner.module, inner.code.co_qualname)
+    return None if callee is None else name_of(callee)
+
+
+def name_of(callee: Callee) -> str | None:
+    """Module and qualified name of a callee: of the function, or of the type and the method's name."""
+    function: Any = callee.function
+    if isinstance(function, MethodType):
+        function = function.__func__
+    if isinstance(function, FunctionType):
+        return _dotted(function.__module__, function.__qualname__)
+    if isinstance(function, type):
+        return _dotted(function.__module__, function.__qualname__)
+    if callee.owner is not None:
+        return _dotted(callee.owner.__module__, f"{callee.owner.__qualname__}.{callee.name}")
+    if isinstance(function, BuiltinFunctionType):
+        owner = function.__self__
+        if isinstance(owner, ModuleType) or owner is None:
+            return _dotted(function.__module__, function.__qualname__)
+        kind = type(owner)
+        return _dotted(kind.__module__, f"{kind.__qualname__}.{function.__name__}")
+    return None
+
+
+def _dotted(module: object, name: str) -> str:
+    if not isinstance(module, str) or not module:
+        return name
+    return f"{_KNOWN_AS.get(module, module)}.{name}"

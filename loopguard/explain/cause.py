@@ -1,0 +1,156 @@
+"""Why the loop was held: from looks and clocks to one word, or `unknown`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from loopguard.evidence import Callee, Held, Look, RawFrame, Wait
+from loopguard.explain.consensus import weigh
+from loopguard.record import Cause
+
+_HALF = 0.5
+_WAKE_UP_NS = 20_000_000  # a machine that is merely busy wakes a thread within this
+_LOCK_MODULES = {
+    "threading",
+    "queue",
+    "_queue",
+    "_thread",
+    "concurrent",
+    "multiprocessing",
+    "_multiprocessing",
+}
+
+
+def cpu_seconds(held: Held) -> float:
+    """Seconds of the stall that the loop's thread was on a CPU."""
+    spent = held.beat.cpu_ns
+    looks = [look.cpu_ns for look in held.looks if look.cpu_ns is not None]
+    if (
+        looks
+        and (held.start_ns, held.end_ns) != (held.beat.last_ns, held.beat.at_ns)
+        and len(looks) > 1
+    ):
+        # Other callbacks may have shared the time between the beats: this one's is sure between its looks, and goes
+        # on at that rate before and after.
+        seen = held.looks[-1].at_ns - held.looks[0].at_ns
+        rate = (looks[-1] - looks[0]) / max(seen, 1)
+        spent = min(spent, int(rate * (held.end_ns - held.start_ns)))
+    return min(spent, held.end_ns - held.start_ns) / 1e9
+
+
+def gc_seconds(held: Held) -> float:
+    """Seconds of the stall that a collection ran on any thread."""
+    return min(held.beat.gc_ns, held.end_ns - held.start_ns) / 1e9
+
+
+def cause_of(held: Held, budget_ns: int, switch_ns: int) -> Cause:
+    """The cause that accounts for most of the stall; `unknown` where the evidence does not reach.
+
+    `switch_ns` is the interpreter's switch interval: the watchdog waits that long for the GIL beside any code that
+    computes, so only what is beyond twice of it counts as starved.
+    """
+    duration = max(held.end_ns - held.start_ns, 1)
+    starved = _starved_share(held, switch_ns)
+    if _not_run(held, duration, budget_ns, switch_ns):
+        return "not_scheduled"
+    if not any(look.stack for look in held.looks):
+        return "gil_wait" if starved >= _HALF else "unknown"
+    if held.beat.gc_ns >= _HALF * duration:
+        return "gc"
+    if _importing(held) >= _HALF:
+        return "import"
+    if cpu_seconds(held) * 1e9 + (held.beat.run_delay_ns or 0) >= _HALF * duration:
+        return "gil_hold" if starved >= _HALF else "cpu"
+    if starved >= _HALF:
+        return (
+            "unknown"  # a native call that waits and keeps the GIL, or another thread that has it
+        )
+    return _wait_cause(held)
+
+
+def wait_of(held: Held) -> tuple[Wait | None, Callee | None, tuple[RawFrame, ...]]:
+    """What the thread was found waiting in for most of the time, and the callee and stack of one such look."""
+    seconds: defaultdict[Wait | None, float] = defaultdict(float)
+    for look, weight in weigh(held):
+        seconds[look.wait] += weight
+    if not seconds:
+        return None, None, ()
+    wait = max(seconds, key=lambda key: seconds[key])
+    look = next(look for look in held.looks if look.wait == wait)
+    return wait, look.callee, look.stack
+
+
+def _wait_cause(held: Held) -> Cause:
+    wait, callee, stack = wait_of(held)
+    locked = _is_lock(callee, stack)
+    if wait is None:
+        # Off the CPU in a known call is a wait, also where the system does not show which.
+        return (
+            "lock"
+            if locked
+            else "blocking_call"
+            if callee is not None or len(stack) > 1
+            else "unknown"
+        )
+    if wait.call == "futex":
+        return "lock" if locked else "unknown"
+    return "blocking_call"
+
+
+def _is_lock(callee: Callee | None, stack: tuple[RawFrame, ...]) -> bool:
+    """Whether the innermost call waits for another thread to release something."""
+    if callee is not None:
+        module = (
+            callee.owner.__module__
+            if callee.owner is not None
+            else getattr(callee.function, "__module__", None)
+        )
+        if isinstance(module, str) and module.partition(".")[0] in _LOCK_MODULES:
+            return True
+    return bool(stack) and (stack[0].module or "").partition(".")[0] in _LOCK_MODULES
+
+
+def _starved_share(held: Held, switch_ns: int) -> float:
+    """The share of the time in which it asked that the watchdog was kept from the GIL."""
+    if not held.looks:
+        return 0.0
+    asked = max(held.start_ns, held.looks[0].asked_ns)
+    starved = sum(_starved_of_gil(look, switch_ns) for look in held.looks)
+    return starved / max(held.end_ns - asked, 1)
+
+
+def _starved_of_gil(look: Look, switch_ns: int) -> int:
+    """Nanoseconds for which the watchdog was kept from the GIL by code that would not hand it over."""
+    waited = look.late_ns - look.starved_ns
+    if look.gil_waits * switch_ns < waited // 2:
+        return 0
+    return max(0, waited - 2 * switch_ns)
+
+
+def _not_run(held: Held, duration: int, budget_ns: int, switch_ns: int) -> bool:
+    """Whether the system kept the thread from running for so long that the rest is within the budget."""
+    delay = held.beat.run_delay_ns or 0
+    asleep = sum(_suspended(look, switch_ns) for look in held.looks)
+    if not held.looks and held.beat.cpu_ns < duration // 10:
+        asleep = duration
+    return duration - max(delay, asleep) < budget_ns
+
+
+def _suspended(look: Look, switch_ns: int) -> int:
+    """Nanoseconds for which the watchdog was late, and neither for want of the GIL nor of a CPU."""
+    late = look.late_ns - look.starved_ns
+    return late if late > _WAKE_UP_NS and look.gil_waits * switch_ns < late // 2 else 0
+
+
+def _importing(held: Held) -> float:
+    """The share of the time that frames of the import system were on the stack."""
+    weighed = weigh(held)
+    total = sum(weight for _, weight in weighed)
+    importing = sum(
+        weight for look, weight in weighed if any(_imports(frame) for frame in look.stack)
+    )
+    return importing / total if total else 0.0
+
+
+def _imports(frame: RawFrame) -> bool:
+    return frame.code.co_filename.startswith("<frozen importlib._bootstrap")

@@ -1,0 +1,138 @@
+"""From an incident to its record."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import uuid
+from collections.abc import Callable
+from contextvars import Context
+from dataclasses import dataclass
+
+from loopguard.config import Config
+from loopguard.evidence import Incident, RawFrame, Wait
+from loopguard.explain import paths
+from loopguard.explain.call import call_of
+from loopguard.explain.cause import cause_of, cpu_seconds, gc_seconds, wait_of
+from loopguard.explain.consensus import agree
+from loopguard.explain.correlation import Route, active_span, request_of
+from loopguard.explain.ownership import Ownership
+from loopguard.explain.source import expression_of, line_of
+from loopguard.record import Cause, Frame, Phase, Process, Severity, Stall
+
+DEEPEST = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """A record, and the copied context of the code that it blames."""
+
+    stall: Stall
+    context: Context
+
+
+@dataclass(frozen=True, slots=True)
+class Explainer:
+    """Explains incidents of one process.
+
+    `process` describes it as of now; `fresh_until` is the time (unix seconds) after which a changed source file may
+    no longer be that of the running code.
+    """
+
+    config: Callable[[], Config]
+    ownership: Callable[[], Ownership]
+    route: Route
+    process: Callable[[], Process]
+    fresh_until: float
+
+    def explain(self, incident: Incident) -> Explained:
+        held, budget_ns, config = incident.held, incident.budget_ns, self.config()
+        cause = cause_of(held, budget_ns, int(sys.getswitchinterval() * 1e9))
+        verdict = agree(held, self.ownership())
+        look = None if verdict is None else verdict.look
+        blamed = None if cause in ("not_scheduled", "gil_wait") else verdict
+        culprit = None if blamed is None else self._frame(blamed.look.stack[blamed.place])
+        call = (
+            None if blamed is None else call_of(blamed.look.stack, blamed.place, blamed.look.callee)
+        )
+        duration = (held.end_ns - held.start_ns) / 1e9
+        trace_id, span_id = active_span(None if look is None else look.context)
+        context = Context() if look is None or look.context is None else look.context
+        stall = Stall(
+            id=uuid.uuid4().hex,
+            started_at=(held.start_ns + incident.wall_offset_ns) / 1e9,
+            duration=duration,
+            duration_error=held.error_ns / 1e9,
+            budget=budget_ns / 1e9,
+            severity=severity_of(cause, duration, config.severe_from, incident.phase),
+            ongoing=False,
+            phase=incident.phase,
+            cause=cause,
+            culprit=culprit,
+            call=call,
+            waited_on=self._waited_on(cause, wait_of(held)[0]),
+            holder=None,
+            stack=() if look is None else self._stack(look.stack),
+            samples=len(held.looks),
+            confidence=None if blamed is None else round(blamed.confidence, 4),
+            phases=None,
+            cpu_time=cpu_seconds(held),
+            gc_time=gc_seconds(held),
+            task=None if look is None else look.task,
+            coroutine=None if look is None else look.coroutine,
+            contributors=None,
+            request=None if look is None else request_of(look, self.route, incident.wall_offset_ns),
+            trace_id=trace_id,
+            span_id=span_id,
+            delayed=None,
+            delayed_requests=None,
+            delayed_complete=None,
+            in_flight=incident.in_flight,
+            open_connections=None,
+            advice=None,
+            fingerprint=fingerprint_of(culprit, call, cause),
+            suppressed=0,
+            profile=None,
+            pid=os.getpid(),
+            thread=incident.thread,
+            loop=incident.loop,
+            process=self.process(),
+        )
+        return Explained(stall, context)
+
+    def _stack(self, stack: tuple[RawFrame, ...]) -> tuple[Frame, ...]:
+        """Outermost first; of a very deep stack the innermost frames."""
+        return tuple(self._frame(frame) for frame in reversed(stack[:DEEPEST]))
+
+    def _frame(self, frame: RawFrame) -> Frame:
+        source = expression_of(frame, self.fresh_until) if self.config().source else None
+        return Frame(
+            file=paths.shown(frame.code.co_filename, self.config().root),
+            line=line_of(frame),
+            module=frame.module,
+            function=frame.code.co_qualname,
+            code=source,
+            library=self.ownership().library(frame),
+        )
+
+    def _waited_on(self, cause: Cause, wait: Wait | None) -> str | None:
+        if wait is None or cause not in ("blocking_call", "lock"):
+            return None
+        on = paths.guarded(wait.on, self.config().root) if wait.on.startswith("/") else wait.on
+        return f"{wait.call} {on}".rstrip()
+
+
+def severity_of(cause: Cause, duration: float, severe_from: float, phase: Phase | None) -> Severity:
+    """How bad it is: never an error while the application starts or ends, and `not_scheduled` is nobody's fault."""
+    if cause == "not_scheduled":
+        return "info"
+    if duration >= severe_from and phase not in ("startup", "shutdown"):
+        return "error"
+    return "warning"
+
+
+def fingerprint_of(culprit: Frame | None, call: str | None, cause: Cause) -> str:
+    """The same for stalls of the same culprit and call; without a culprit, of the same cause."""
+    parts = (cause,) if culprit is None else (culprit.module or "", culprit.function, call or "")
+    return hashlib.blake2s("\0".join(parts).encode(errors="replace"), digest_size=8).hexdigest()

@@ -1,0 +1,317 @@
+"""Wiring and lifetime: from the options to running threads, and back to nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from time import monotonic
+from types import TracebackType
+from typing import Protocol
+
+from loopguard.capture import system_calls
+from loopguard.capture.clocks import thread_cpu_works
+from loopguard.capture.collector import CollectorClock
+from loopguard.capture.contexts import ContextReader
+from loopguard.capture.lifespan import Lifespan
+from loopguard.capture.looks import Observer
+from loopguard.capture.requests import RequestTable
+from loopguard.config import Config
+from loopguard.evidence import ActiveRequest
+from loopguard.explain.explainer import Explainer
+from loopguard.explain.ownership import Ownership
+from loopguard.record import Phase, Process, Stall
+from loopguard.tell.identity import Identity, own_version
+from loopguard.tell.jsonl import JsonLines
+from loopguard.tell.log import log_stall
+from loopguard.tell.report import Report, Sink
+from loopguard.tell.reporter import GUARD, Notice, Reporter
+from loopguard.tell.spans import Spans
+from loopguard.watch.heartbeat import Heartbeat, Pace, Watching
+from loopguard.watch.loops import LoopHook
+from loopguard.watch.timer import Alarms, new_alarms
+from loopguard.watch.watchdog import Watchdog
+
+
+class App(Protocol):
+    """An application that we follow the requests of; see `integrations.asgi`."""
+
+    def enter(
+        self, requests: RequestTable, lifespan: Lifespan, trouble: Callable[[BaseException], None]
+    ) -> None: ...
+    def leave(self) -> None: ...
+    def packages(self) -> Iterable[str]: ...
+    def route(self, request: ActiveRequest) -> str | None: ...
+
+
+class Guard:
+    """Watches the event loops of this process. Made by `loopguard.install()`.
+
+    Usable as a context manager, which uninstalls at its end.
+    """
+
+    def __init__(self, config: Config, app: App | None) -> None:
+        self._config = config
+        self._app = app
+        self._engine: _Engine | None = None
+        self._on_uninstall: Callable[[], None] | None = None
+
+    def start(self, on_uninstall: Callable[[], None]) -> None:
+        """Begin to watch; does nothing where the option `enabled` is off."""
+        self._on_uninstall = on_uninstall
+        if self._config.enabled:
+            self._engine = _Engine(self._config, self._app)
+            self._engine.start()
+
+    @property
+    def stalls(self) -> tuple[Stall, ...]:
+        """The latest final records, oldest first, at most 256."""
+        return () if self._engine is None else tuple(self._engine.reporter.stalls)
+
+    @property
+    def budget(self) -> float:
+        """Seconds that one callback may hold the loop. Settable while it runs.
+
+        Raises:
+            ConfigError: the value set is no number of seconds within the limits.
+        """
+        return self._config.budget
+
+    @budget.setter
+    def budget(self, seconds: float) -> None:
+        self._config = self._config.with_budget(seconds)
+        if self._engine is not None:
+            self._engine.reconfigure(self._config)
+
+    def stats(self) -> dict[str, int | float]:
+        """What was counted since install; always `stalls == logged + suppressed + dropped` once flushed."""
+        return _NOTHING.copy() if self._engine is None else self._engine.stats()
+
+    def pause(self) -> None:
+        """Watch no more until `resume()`. A stall that lasts at either moment is not reported."""
+        if self._engine is not None:
+            self._engine.watchdog.pause()
+
+    def resume(self) -> None:
+        if self._engine is not None:
+            self._engine.watchdog.resume()
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        """Wait until every stall that has ended is told; False where that took longer than `timeout` seconds."""
+        return self._engine is None or self._engine.flush(timeout)
+
+    def uninstall(self) -> None:
+        """Stop, and leave nothing behind: no thread, timer, middleware, callback or patch."""
+        engine = self._engine
+        if engine is not None:
+            engine.stop()
+        if self._on_uninstall is not None:
+            self._on_uninstall()
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.uninstall()
+
+
+class _Engine:
+    """All parts of a running guard, wired together."""
+
+    def __init__(self, config: Config, app: App | None) -> None:
+        self._app = app
+        self._config = config
+        self._identity = Identity()
+        self._requests = RequestTable()
+        self._lifespan = Lifespan()
+        self._collector = CollectorClock()
+        self._contexts = ContextReader()
+        self._jsonl = None if config.jsonl is None else JsonLines(config.jsonl)
+        self._ownership: Ownership | None = None
+        self._running = False
+        native_id = threading.get_native_id()
+        self._evidence = {
+            "thread_cpu": thread_cpu_works(),
+            "contexts": self._contexts.reads_threads,
+            "system_calls": system_calls.works(native_id),
+        }
+        self.reporter = Reporter(
+            self._explainer().explain, self._sinks(), config.ignore, config.log
+        )
+        alarms: Alarms = new_alarms(lambda: self._config.budget / 2)
+        self._evidence["kernel_timer"] = alarms.kernel
+        self.watchdog = Watchdog(
+            observer=Observer(
+                contexts=self._contexts,
+                request_of=self._requests.of,
+                cpu_clock=self._evidence["thread_cpu"],
+                system_calls=self._evidence["system_calls"],
+            ),
+            alarms=alarms,
+            shared=Watching(
+                pace=Pace.of(int(config.budget * 1e9)),
+                context_address=self._contexts.address,
+                collector_ns=self._collector.read,
+                trouble=self.reporter.trouble,
+            ),
+            budget_ns=int(config.budget * 1e9),
+            hand_on=self.reporter.put,
+            surroundings=self._surroundings,
+        )
+        self._hook = LoopHook(self._begin)
+
+    def start(self) -> None:
+        self._running = True
+        self._collector.start()
+        self.reporter.start()
+        self._hook.install()
+        self.watchdog.start()
+        if self._app is not None:
+            self._app.enter(self._requests, self._lifespan, self.reporter.trouble)
+        self.reporter.say(Notice("info", GUARD, self._introduction()))
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        self._begin(loop)
+
+    def stop(self) -> None:
+        if not self._running:
+            return
+        self._running = False
+        self._hook.uninstall()
+        if self._app is not None:
+            self._app.leave()
+        for heart in self.watchdog.hearts:
+            _stop_on_its_thread(heart)
+        self.watchdog.settle(timeout=0.5)
+        self.watchdog.stop()
+        self.reporter.stop(timeout=5)
+        self._collector.stop()
+        if self._jsonl is not None:
+            self._jsonl.close()
+
+    def reconfigure(self, config: Config) -> None:
+        self._config = config
+        self.watchdog.set_budget(int(config.budget * 1e9))
+
+    def flush(self, timeout: float) -> bool:
+        until = monotonic() + timeout
+        return self.watchdog.settle(timeout) and self.reporter.flush(max(0.0, until - monotonic()))
+
+    def stats(self) -> dict[str, int | float]:
+        counts = asdict(self.reporter.counts)
+        del counts["exempt_by_reason"]
+        return {
+            **counts,
+            "watchdog_restarts": 0,
+            "looks": self.watchdog.looks,
+            "in_flight": len(self._requests),
+            "loops": len(self.watchdog.hearts),
+        }
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
+        """Watch a loop, on its own thread; returns what ends that. Never raises: the loop is the user's."""
+        try:
+            heart = self.watchdog.begin(loop)
+        except Exception as error:
+            self.reporter.trouble(error)
+            return _nothing
+
+        def end() -> None:
+            try:
+                heart.stop()
+            except Exception as error:
+                self.reporter.trouble(error)
+
+        return end
+
+    def _introduction(self) -> dict[str, object]:
+        return {
+            "budget_ms": round(self._config.budget * 1000, 1),
+            "version": own_version(),
+            "python": sys.version.split()[0],
+            "evidence": sorted(kind for kind, here in self._evidence.items() if here),
+            "evidence_missing": sorted(kind for kind, here in self._evidence.items() if not here)
+            or None,
+        }
+
+    def _sinks(self) -> list[Sink]:
+        """JSONL first: it is the quickest and outlives the process."""
+        sinks: list[Sink] = []
+        if self._jsonl is not None:
+            sinks.append(self._jsonl)
+        if self._config.log:
+            sinks.append(log_stall)
+        if self._config.traces:
+            sinks.append(Spans(own_version()))
+        listener = self._config.on_stall
+        if listener is not None:
+            sinks.append(lambda report: _call(listener, report))
+        return sinks
+
+    def _explainer(self) -> Explainer:
+        return Explainer(
+            config=lambda: self._config,
+            ownership=self._own,
+            route=_no_route if self._app is None else self._app.route,
+            process=self._process,
+            fresh_until=time.time(),
+        )
+
+    def _own(self) -> Ownership:
+        """Whose code is whose; found out at the first stall, when the application has all its routes."""
+        if self._ownership is None:
+            derived = () if self._app is None else self._app.packages()
+            self._ownership = Ownership((*self._config.in_app, *derived))
+        return self._ownership
+
+    def _process(self) -> Process:
+        return self._identity.process(self.watchdog.watched_ns / 1e9, self._requests.served)
+
+    def _surroundings(self) -> tuple[Phase | None, int]:
+        phase = self._lifespan.phase
+        if phase is None and self._requests.served:
+            phase = "serving"  # a server that runs no lifespan
+        return phase, len(self._requests)
+
+
+_NOTHING: dict[str, int | float] = dict.fromkeys(
+    (
+        "stalls", "logged", "suppressed", "dropped", "exempt", "not_scheduled", "sink_errors", "troubles",
+        "watchdog_restarts", "looks", "in_flight", "loops",
+    ),
+    0,
+)  # fmt: skip
+
+
+def _call(listener: Callable[[Stall], object], report: Report) -> None:
+    listener(report.stall)
+
+
+def _no_route(_request: ActiveRequest) -> str | None:
+    return None
+
+
+def _nothing() -> None:
+    pass
+
+
+def _stop_on_its_thread(heart: Heartbeat) -> None:
+    """Stop a heartbeat where its handles may be touched: at once on its own thread, else as soon as that is free."""
+    subject = heart.subject
+    if subject is None or subject.thread_id == threading.get_ident():
+        heart.stop()
+        return
+    try:
+        heart.loop.call_soon_threadsafe(heart.stop)
+    except RuntimeError:
+        heart.stop()  # the loop is closed

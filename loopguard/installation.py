@@ -1,0 +1,81 @@
+"""The one installation of a process: install, uninstall, wrap."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections.abc import Iterable
+from os import PathLike
+from typing import Any
+
+from loopguard.config import AlreadyInstalledError, Listener, read_config
+from loopguard.guard import Guard
+from loopguard.integrations.asgi import StarletteApp
+
+_lock = threading.Lock()
+_installed: tuple[Guard, object, object] | None = None
+
+
+def install(
+    app: Any = None,
+    *,
+    budget: float | None = None,
+    error_budget: float | None = None,
+    congestion_budget: float | None = None,
+    on_stall: Listener | None = None,
+    on_ongoing: Listener | None = None,
+    jsonl: str | PathLike[str] | None = None,
+    ignore: str | Iterable[str] | None = None,
+    log: bool | None = None,
+    traces: bool | None = None,
+    metrics: bool | None = None,
+    enabled: bool | None = None,
+    in_app: str | Iterable[str] | None = None,
+    probe: bool | None = None,
+    black_box: str | PathLike[str] | None = None,
+    source: bool | None = None,
+    root: str | PathLike[str] | None = None,
+    profile_token: str | None = None,
+    profile_dir: str | PathLike[str] | None = None,
+) -> Guard:
+    """Guard the event loops of this process, and tie what holds them to the requests of `app`.
+
+    `app` is a FastAPI or Starlette application; without it, stalls are tied to tasks and spans only. Guarded are
+    the loop that runs now, and each that runs from now on. An option that is None is read from the environment
+    (`LOOPGUARD_BUDGET` and so on), else has its default. A second identical call returns the same Guard.
+
+    Raises:
+        ConfigError: a value cannot be used, or names an option that this version does not have.
+        AlreadyInstalledError: it is installed already with another app or other options.
+    """
+    arguments = {name: value for name, value in locals().items() if name != "app"}
+    global _installed
+    with _lock:
+        config = read_config(arguments)
+        if _installed is not None:
+            guard, installed_app, installed_config = _installed
+            if installed_app is app and installed_config == config:
+                return guard
+            raise AlreadyInstalledError(
+                "loopguard is installed already, for another app or with other options; uninstall() it first"
+            )
+        guard = Guard(config, None if app is None else StarletteApp(app))
+        guard.start(on_uninstall=lambda: _forget(guard))
+        _installed = guard, app, config
+        atexit.register(guard.uninstall)
+        return guard
+
+
+def uninstall() -> None:
+    """Undo `install()`: nothing of it is left behind. Does nothing where nothing is installed."""
+    installed = _installed
+    if installed is not None:
+        installed[0].uninstall()
+
+
+def _forget(guard: Guard) -> None:
+    global _installed
+    with _lock:
+        if _installed is not None and _installed[0] is guard:
+            _installed = None
+    atexit.unregister(guard.uninstall)

@@ -1,0 +1,1 @@
+"""Doors to others' worlds. They never import each other."""

@@ -1,0 +1,253 @@
+"""The ASGI layer: notes each request as it begins, inside whatever opens its span."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from types import MethodType
+from typing import Any
+
+from loopguard.capture.lifespan import Lifespan, Receive, Send
+from loopguard.capture.requests import RequestTable, Scope
+from loopguard.config import ConfigError
+from loopguard.evidence import ActiveRequest
+
+ASGIApp = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
+
+_FRAMEWORKS = {"fastapi", "starlette"}
+
+
+class Layer:
+    """A plain callable that hands on the coroutine of the application inside it, and follows that.
+
+    Not a coroutine function: a further coroutine around each request costs more than all the rest. So it can only
+    serve inside a Starlette stack, which calls it without asking for its kind.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        requests: RequestTable,
+        lifespan: Lifespan,
+        trouble: Callable[[BaseException], None],
+    ) -> None:
+        self.app = app
+        self._requests: RequestTable | None = requests
+        self._lifespan = lifespan
+        self._trouble = trouble
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        requests = self._requests
+        if requests is None:
+            return self.app(scope, receive, send)
+        if scope["type"] == "lifespan":
+            receive, send = self._lifespan.follow(receive, send)
+            return self.app(scope, receive, send)
+        coroutine = self.app(scope, receive, send)
+        try:
+            requests.follow(scope, coroutine)
+        except Exception as error:
+            self._trouble(error)
+        return coroutine
+
+    def retire(self) -> None:
+        """Do nothing from now on, where it cannot be taken out."""
+        self._requests = None
+
+
+class StarletteApp:
+    """A FastAPI or Starlette application, with our layer put in and taken out again.
+
+    Raises:
+        ConfigError: `app` is no such application.
+    """
+
+    def __init__(self, app: Any) -> None:
+        if not callable(getattr(app, "build_middleware_stack", None)) or not hasattr(app, "router"):
+            raise ConfigError(
+                f"app={type(app).__module__}.{type(app).__qualname__} (from argument app): must be a FastAPI or "
+                "Starlette application; any other ASGI application is served as loopguard.wrap(app)"
+            )
+        self.app = app
+        self._holders: list[tuple[Any, Layer]] = []
+        self._patch: Any = None
+        self._replaced: Any = None
+
+    def enter(
+        self, requests: RequestTable, lifespan: Lifespan, trouble: Callable[[BaseException], None]
+    ) -> None:
+        """Put the layer in: into the chain of middleware if it is built already, else as it is built."""
+
+        def put_into(stack: Any) -> Any:
+            holder = _telemetry_in(stack) or stack
+            if not hasattr(holder, "app"):
+                layer = Layer(stack, requests, lifespan, trouble)
+                self._holders.append((None, layer))
+                return layer
+            layer = Layer(holder.app, requests, lifespan, trouble)
+            holder.app = layer
+            self._holders.append((holder, layer))
+            return stack
+
+        app = self.app
+        if app.middleware_stack is not None:
+            app.middleware_stack = put_into(app.middleware_stack)
+            task = _current_task()
+            if task is not None:
+                lifespan.join(task)
+            return
+        build = app.build_middleware_stack
+
+        def build_middleware_stack(_app: Any) -> Any:
+            stack = build()
+            return stack if self._patch is None else put_into(stack)
+
+        self._replaced = vars(app).get("build_middleware_stack")
+        self._patch = MethodType(build_middleware_stack, app)
+        app.build_middleware_stack = self._patch
+
+    def leave(self) -> None:
+        """Take the layer out. Where somebody wrapped it since, it stays in place and does nothing."""
+        for holder, layer in self._holders:
+            layer.retire()
+            if holder is not None and holder.app is layer:
+                holder.app = layer.app
+            elif holder is None and self.app.middleware_stack is layer:
+                self.app.middleware_stack = layer.app
+        self._holders.clear()
+        if self._patch is not None and vars(self.app).get("build_middleware_stack") is self._patch:
+            if self._replaced is None:
+                del self.app.build_middleware_stack
+            else:
+                self.app.build_middleware_stack = self._replaced
+        self._patch = self._replaced = None
+
+    def packages(self) -> set[str]:
+        """The top-level packages of the application and of its endpoints."""
+        modules = {
+            type(self.app).__module__,
+            *(_module(endpoint) for endpoint in _endpoints(self.app.routes)),
+        }
+        return (
+            {module.partition(".")[0] for module in modules if module}
+            - _FRAMEWORKS
+            - {"builtins", "functools"}
+        )
+
+    def route(self, request: ActiveRequest) -> str | None:
+        return route_template(self.app.routes, request.scope)
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def _telemetry_in(stack: Any) -> Any:
+    """The middleware of OpenTelemetry's instrumentor in the chain: only inside it is the request's span known."""
+    seen: set[int] = set()
+    while stack is not None and id(stack) not in seen:
+        seen.add(id(stack))
+        kind = type(stack)
+        if kind.__name__ == "OpenTelemetryMiddleware" and kind.__module__.startswith(
+            "opentelemetry."
+        ):
+            return stack
+        stack = getattr(stack, "app", None)
+    return None
+
+
+def _endpoints(routes: Iterable[Any]) -> Iterable[Any]:
+    for route in _flat(routes):
+        inner = getattr(route, "routes", None)
+        if inner:
+            yield from _endpoints(inner)
+        else:
+            yield getattr(route, "endpoint", None)
+
+
+def _module(endpoint: Any) -> str:
+    while hasattr(endpoint, "__wrapped__"):
+        endpoint = endpoint.__wrapped__
+    return getattr(endpoint, "__module__", None) or ""
+
+
+def _flat(routes: Iterable[Any]) -> Iterable[Any]:
+    """Routes, with those of included routers under their whole path (FastAPI keeps them apart since 0.12x)."""
+    for route in routes:
+        expand = getattr(route, "effective_route_contexts", None)
+        if callable(expand):
+            yield from expand()
+        else:
+            yield route
+
+
+def route_template(routes: Iterable[Any], scope: Scope) -> str | None:
+    """The template of the route that serves a request, with the prefixes of routers and mounts; never its raw path.
+
+    None where nothing matched.
+    """
+    root = str(scope.get("root_path", ""))
+    outer = str(scope.get("app_root_path", root))
+    path = str(scope.get("path", "")).removeprefix(outer)
+    mounted = len(root) - len(outer)
+    own = _path_of(scope)
+    if own is None:
+        return _matching(routes, path, scope.get("method"))
+    return _mounts(routes, path, mounted) + own if mounted > 0 else own
+
+
+def _path_of(scope: Scope) -> str | None:
+    route = scope.get("route")
+    if route is None:
+        return None
+    effective = scope.get("fastapi", {}).get("effective_route_context")
+    if effective is not None and getattr(effective, "original_route", None) is route:
+        route = effective
+    path = getattr(route, "path", None)
+    return path if isinstance(path, str) and not hasattr(route, "routes") else None
+
+
+def _mounts(routes: Iterable[Any], path: str, length: int) -> str:
+    """The templates of the mounts that make up the first `length` characters of `path`."""
+    for route in routes:
+        inner, remaining = _enter_mount(route, path)
+        if remaining is None:
+            continue
+        consumed = len(path) - len(remaining)
+        if consumed >= length:
+            return str(route.path)
+        return str(route.path) + _mounts(inner, remaining, length - consumed)
+    return ""
+
+
+def _enter_mount(route: Any, path: str) -> tuple[Iterable[Any], str | None]:
+    """The routes inside a mount that `path` leads into, and the rest of the path; None if it does not."""
+    inner, regex = getattr(route, "routes", None), getattr(route, "path_regex", None)
+    if inner is None or regex is None:
+        return (), None
+    match = regex.match(path)
+    if match is None or "path" not in match.groupdict():
+        return (), None
+    return inner, "/" + match.groupdict()["path"]
+
+
+def _matching(routes: Iterable[Any], path: str, method: Any) -> str | None:
+    """The route that the path leads to, where the scope does not say: a middleware may have copied the scope."""
+    for route in _flat(routes):
+        inner, remaining = _enter_mount(route, path)
+        if remaining is not None:
+            found = _matching(inner, remaining, method)
+            if found is not None:
+                return f"{route.path}{found}"
+            continue
+        regex, methods = getattr(route, "path_regex", None), getattr(route, "methods", None)
+        if (
+            regex is not None
+            and regex.match(path)
+            and (method is None or not methods or method in methods)
+        ):
+            return str(route.path)
+    return None

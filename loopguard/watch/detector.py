@@ -1,0 +1,120 @@
+"""Was a callback over its budget? Timestamps in, verdicts out: no clock, no thread.
+
+Between two heartbeats the loop may have run any number of callbacks. The looks in between tell which; each callback
+gets an interval in which it must have begun and one in which it must have ended. The verdict holds against it the
+time that is certain; the record tells the time that is most likely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from loopguard.evidence import Held, LateBeat, Look
+
+# From the first step of a request's task to our layer a server and its telemetry take well under this.
+_LEAD_NS = 4_000_000
+_WAITER_NS = 1_000_000
+
+
+class _Start(NamedTuple):
+    """When a callback began: not before `earliest`, likely not after `likely`, surely not after `latest`."""
+
+    earliest_ns: int
+    likely_ns: int
+    latest_ns: int
+
+
+def find_stalls(
+    beat: LateBeat, looks: Sequence[Look], budget_ns: int, switch_ns: int
+) -> list[Held]:
+    """The callbacks that were over budget between a late beat and the beat before it, in order of time.
+
+    `looks` are those taken in between; `switch_ns` is the interpreter's switch interval.
+    """
+    seen = [tuple(group) for _, group in groupby(looks, key=lambda look: look.key)]
+    if all(group[0].key is None for group in seen):
+        return _unseen(beat, looks, budget_ns)
+    starts = [
+        _start(group, beat, previous, switch_ns)
+        for group, previous in zip(seen, [None, *seen], strict=False)
+    ]
+    held = []
+    for place, (group, start) in enumerate(zip(seen, starts, strict=True)):
+        if group[0].key is None or group[-1].at_ns - start.latest_ns < budget_ns:
+            continue
+        likely = (start.earliest_ns + start.likely_ns) // 2
+        error = (start.likely_ns - start.earliest_ns + 1) // 2
+        end = beat.at_ns
+        if place + 1 < len(seen):
+            after = starts[place + 1]
+            end = max(group[-1].at_ns, (after.earliest_ns + after.likely_ns) // 2)
+        held.append(Held(likely, error, end, group, beat))
+    return held
+
+
+def _unseen(beat: LateBeat, looks: Sequence[Look], budget_ns: int) -> list[Held]:
+    """The loop's thread was late but never seen in a callback: not run at all, or waiting to go on."""
+    if beat.at_ns - beat.due_ns < budget_ns:
+        return []
+    middle = (beat.last_ns + beat.due_ns) // 2
+    return [Held(middle, middle - beat.last_ns, beat.at_ns, tuple(looks), beat)]
+
+
+def _start(
+    group: tuple[Look, ...], beat: LateBeat, previous: tuple[Look, ...] | None, switch_ns: int
+) -> _Start:
+    first = group[0]
+    earliest = beat.last_ns if previous is None else previous[-1].at_ns
+    latest = max(earliest, min(first.at_ns, _starved_since(first, switch_ns)))
+    began = _iteration_start(group)
+    if (
+        began is None
+        or first.iteration is None
+        or not earliest <= began + first.iteration.error_ns <= latest
+    ):
+        return _by_request(first, earliest, latest)
+    earliest = max(earliest, began)
+    exactly = began + first.iteration.error_ns
+    if first.iteration.index == 0:
+        return _Start(earliest, exactly, max(earliest, exactly))
+    request = first.request
+    if request is not None and earliest <= request.started_ns <= latest:
+        # A task takes one step in an iteration: this one called our layer, which noted the time.
+        return _Start(
+            max(earliest, request.started_ns - _LEAD_NS), request.started_ns, request.started_ns
+        )
+    likely = latest
+    if first.wait is not None and first.cpu_ns is not None:
+        # What ran before it in this iteration took some of the CPU time; the one that waits took next to none.
+        likely = min(latest, exactly + first.cpu_ns - beat.cpu_start_ns + _WAITER_NS)
+    # Callbacks that no look saw may have run before it. Half the unknown time is held against none of them.
+    return _Start(earliest, max(earliest, likely), (earliest + latest) // 2)
+
+
+def _by_request(first: Look, earliest: int, latest: int) -> _Start:
+    """Without the iteration's start: a callback of a request began when that was called, or later."""
+    if first.request is not None:
+        earliest = max(earliest, min(first.request.started_ns - _LEAD_NS, latest))
+    return _Start(earliest, latest, latest)
+
+
+def _starved_since(look: Look, switch_ns: int) -> int:
+    """Since when, at the latest, the thread has run this very callback.
+
+    Had it come to a place where the interpreter hands over the GIL, the watchdog would have been served there. So
+    if it waited for the GIL, and not for a CPU, then one native call filled the time.
+    """
+    if look.gil_waits * switch_ns < look.late_ns // 2:
+        return look.at_ns
+    return look.asked_ns + look.starved_ns + 2 * switch_ns
+
+
+def _iteration_start(group: tuple[Look, ...]) -> int | None:
+    """When the iteration began, if all looks at this callback agree.
+
+    On uvloop the user's own `loop.time()` refreshes the cached time, which then says nothing.
+    """
+    times = {None if look.iteration is None else look.iteration.started_ns for look in group}
+    return times.pop() if len(times) == 1 else None

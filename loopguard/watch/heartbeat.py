@@ -1,0 +1,137 @@
+"""The heartbeat: a callback on the loop that re-arms the alarm, so that it goes off only where the loop is late."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context
+from dataclasses import dataclass
+from time import monotonic_ns, thread_time_ns
+from typing import NamedTuple
+
+from loopguard.capture.clocks import RunDelay
+from loopguard.capture.looks import Subject
+from loopguard.capture.stacks import depth_of
+from loopguard.evidence import LateBeat
+from loopguard.watch.timer import Alarm
+
+
+class Pace(NamedTuple):
+    """How closely to watch, in nanoseconds: the interval between beats, and how late one may be unasked."""
+
+    interval_ns: int
+    slack_ns: int
+
+    @classmethod
+    def of(cls, budget_ns: int) -> Pace:
+        """Half a budget, so that a callback of a budget and a beat always meets a beat that is overdue."""
+        return cls(budget_ns // 2, max(budget_ns // 20, 1_000_000))
+
+
+@dataclass(slots=True)
+class Watching:
+    """What all heartbeats share; `pace` is replaced when the budget changes, and read at each beat."""
+
+    pace: Pace
+    context_address: Callable[[], int | None]
+    collector_ns: Callable[[], int]
+    trouble: Callable[[BaseException], None]
+
+
+class Heartbeat:
+    """Beats on one loop, from one start of it to its stop. All methods are called on that loop's thread.
+
+    `subject`, `stopped`, `last_ns` and `due_ns` are written there and read by the watchdog; `late` is filled there and emptied
+    by the watchdog. Each is replaced in one step, so the GIL is lock enough.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        alarm: Alarm,
+        shared: Watching,
+    ) -> None:
+        self.loop = loop
+        self.alarm = alarm
+        self.subject: Subject | None = None
+        self.late: deque[LateBeat] = deque(maxlen=64)
+        self.last_ns = 0
+        self.due_ns = 0
+        self.watched_ns = 0
+        self.stopped = False
+        self._shared = shared
+        self._run_delay = RunDelay(threading.get_native_id())
+        self._cpu_ns = 0
+        self._gc_ns = 0
+        self._delay_ns: int | None = None
+        # An empty context of our own: the user's contextvars are not ours to keep alive.
+        self._context = Context()
+        self._handle: asyncio.Handle = loop.call_soon(self._first, context=self._context)
+
+    def stop(self) -> None:
+        """The loop stops to run, or is watched no longer. Leaves nothing on it."""
+        self.stopped = True
+        self._handle.cancel()
+        if self.subject is not None:
+            now = monotonic_ns()
+            if now - self.due_ns >= self._shared.pace.slack_ns:
+                self.late.append(self._late_beat(now))
+            self.watched_ns += now - self.last_ns
+        self._run_delay.close()
+        self.alarm.arm(1)
+
+    def _first(self) -> None:
+        frame = sys._getframe(1)
+        self.subject = Subject(
+            loop=self.loop,
+            thread_id=threading.get_ident(),
+            native_id=threading.get_native_id(),
+            thread_name=threading.current_thread().name,
+            context_address=self._shared.context_address(),
+            base_depth=depth_of(frame),
+            base_code=frame.f_code,
+        )
+        now = monotonic_ns()
+        self._next(now)
+        self.alarm.arm(self.due_ns + self._shared.pace.slack_ns)
+
+    def _beat(self) -> None:
+        try:
+            now = monotonic_ns()
+            slack = self._shared.pace.slack_ns
+            self.watched_ns += now - self.last_ns
+            if now - self.due_ns < slack:
+                self._next(now)
+                self.alarm.arm(self.due_ns + slack)
+            else:
+                self.late.append(self._late_beat(now))
+                self._next(now)
+                self.alarm.arm(1)
+        except Exception as error:
+            self._shared.trouble(error)
+
+    def _next(self, now: int) -> None:
+        interval = self._shared.pace.interval_ns
+        self.last_ns = now
+        self.due_ns = now + interval
+        self._cpu_ns = thread_time_ns()
+        self._gc_ns = self._shared.collector_ns()
+        self._delay_ns = self._run_delay.read()
+        self._handle = self.loop.call_later(interval / 1e9, self._beat, context=self._context)
+
+    def _late_beat(self, now: int) -> LateBeat:
+        delay = self._run_delay.read()
+        return LateBeat(
+            last_ns=self.last_ns,
+            due_ns=self.due_ns,
+            at_ns=now,
+            cpu_start_ns=self._cpu_ns,
+            cpu_ns=thread_time_ns() - self._cpu_ns,
+            gc_ns=self._shared.collector_ns() - self._gc_ns,
+            run_delay_ns=None
+            if delay is None or self._delay_ns is None
+            else delay - self._delay_ns,
+        )

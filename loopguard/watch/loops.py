@@ -1,0 +1,75 @@
+"""Which loops run, and when: every way to run one passes through `run_forever`."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+Begin = Callable[[asyncio.AbstractEventLoop], Callable[[], None]]
+"""Called on the loop's thread before it runs; what it returns is called when the loop has stopped. Neither raises."""
+
+
+class LoopHook:
+    """Follows each run of each loop in this process, by a wrapper around `run_forever` of the loops' classes.
+
+    `asyncio.run`, `uvloop.run`, `asyncio.Runner` and servers all come by here. A loop that is running already is not
+    seen until it runs again.
+    """
+
+    def __init__(self, begin: Begin) -> None:
+        self._begin: Begin | None = begin
+        self._wrapped: list[tuple[type, Any, Any]] = []
+
+    def install(self) -> None:
+        for kind in loop_classes():
+            inherited = "run_forever" not in vars(kind)
+            original = None if inherited else vars(kind)["run_forever"]
+            wrapper = self._wrap(kind.run_forever)  # type: ignore[attr-defined]
+            kind.run_forever = wrapper  # type: ignore[attr-defined]
+            self._wrapped.append((kind, original, wrapper))
+
+    def uninstall(self) -> None:
+        """Put everything back. Where somebody else has wrapped our wrapper since, it stays there and does nothing."""
+        self._begin = None
+        for kind, original, wrapper in self._wrapped:
+            if vars(kind).get("run_forever") is not wrapper:
+                continue
+            if original is None:
+                del kind.run_forever  # type: ignore[attr-defined]
+            else:
+                kind.run_forever = original  # type: ignore[attr-defined]
+        self._wrapped.clear()
+
+    def _wrap(self, run_forever: Any) -> Any:
+        @functools.wraps(run_forever)
+        def run_watched(loop: asyncio.AbstractEventLoop) -> None:
+            begin = self._begin
+            if begin is None:
+                run_forever(loop)
+                return
+            end = begin(loop)
+            try:
+                run_forever(loop)
+            finally:
+                end()
+
+        return run_watched
+
+
+def loop_classes() -> list[type]:
+    """The classes whose `run_forever` all loops use. uvloop is imported where it is installed: it will be used."""
+    classes: list[type] = [asyncio.BaseEventLoop]
+    if importlib.util.find_spec("uvloop") is not None:
+        try:
+            import uvloop
+        except ImportError:
+            return classes
+        classes.append(uvloop.Loop)
+    return classes
+
+
+def is_uvloop(loop: asyncio.AbstractEventLoop) -> bool:
+    return type(loop).__module__.partition(".")[0] == "uvloop"

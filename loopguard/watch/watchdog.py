@@ -1,0 +1,223 @@
+"""The one thread that looks: it sleeps in the kernel until a loop is overdue, and looks until it beats again."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextvars import Context
+from dataclasses import dataclass, field, replace
+from time import monotonic_ns
+
+from loopguard.capture import iteration
+from loopguard.capture.clocks import RunDelay, voluntary_switches
+from loopguard.capture.looks import Observer, Subject
+from loopguard.evidence import Held, Incident, LateBeat, Look
+from loopguard.record import Phase
+from loopguard.watch.detector import find_stalls
+from loopguard.watch.heartbeat import Heartbeat, Pace, Watching
+from loopguard.watch.loops import is_uvloop
+from loopguard.watch.timer import Alarm, Alarms
+
+# Looks follow each other at this part of the budget while a verdict is near, and at this part of the stall's age
+# after it: a stall of an hour gets some two hundred.
+_OF_BUDGET = 12
+_OF_AGE = 16
+_QUICKEST_NS = 1_000_000
+
+
+@dataclass(slots=True)
+class _Watch:
+    """One heartbeat, the looks since it was last heard, and the time for which the next one was asked."""
+
+    heart: Heartbeat
+    looks: list[Look] = field(default_factory=list)
+    next_ns: int = 0
+    read_iteration: iteration.Reader | None = None
+
+
+class Watchdog:
+    """Watches loops from a thread of its own, and hands incidents on.
+
+    Everything but `_watches` is touched by that thread alone; a loop's own thread adds its watch, in one step.
+    """
+
+    def __init__(
+        self,
+        observer: Observer,
+        alarms: Alarms,
+        shared: Watching,
+        budget_ns: int,
+        hand_on: Callable[[Incident], None],
+        surroundings: Callable[[], tuple[Phase | None, int]],
+    ) -> None:
+        self.budget_ns = budget_ns
+        self.looks = 0
+        self._observer = observer
+        self._alarms = alarms
+        self._shared = shared
+        self._hand_on = hand_on
+        self._surroundings = surroundings
+        self._watches: dict[Alarm, _Watch] = {}
+        self._watched_ns = 0
+        self._paused = False
+        self._resumed_ns = 0
+        self._stopping = False
+        self._layout: iteration._Layout | None = None
+        self._thread = threading.Thread(target=self._start, name="loopguard-watchdog", daemon=True)
+
+    def start(self) -> None:
+        # An empty context: the thread may not inherit (3.14: thread_inherit_context) that of a request.
+        Context().run(self._thread.start)
+
+    def stop(self) -> None:
+        """Let go of all loops and end the thread. Heartbeats are to be stopped on their own threads."""
+        self._stopping = True
+        self._alarms.wake()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout=5)
+
+    def begin(self, loop: asyncio.AbstractEventLoop) -> Heartbeat:
+        """Watch a loop from its next iteration on. On the loop's thread."""
+        heart = Heartbeat(loop, self._alarms.new(), self._shared)
+        self._watches[heart.alarm] = watch = _Watch(heart)
+        self._prepare(watch)
+        heart.alarm.arm(
+            1
+        )  # so that the watchdog prepares for this kind of loop before the first look
+        return heart
+
+    def set_budget(self, budget_ns: int) -> None:
+        self.budget_ns = budget_ns
+        self._shared.pace = Pace.of(budget_ns)
+
+    def pause(self) -> None:
+        self._paused = True
+
+    def resume(self) -> None:
+        self._resumed_ns = monotonic_ns()
+        self._paused = False
+
+    @property
+    def hearts(self) -> list[Heartbeat]:
+        return [watch.heart for watch in list(self._watches.values()) if not watch.heart.stopped]
+
+    @property
+    def watched_ns(self) -> int:
+        """Nanoseconds for which loops were watched, summed over all."""
+        return self._watched_ns + sum(
+            watch.heart.watched_ns for watch in list(self._watches.values())
+        )
+
+    def settle(self, timeout: float) -> bool:
+        """Wait until every beat that came late is judged; False where that took longer than `timeout` seconds."""
+        until = monotonic_ns() + int(timeout * 1e9)
+        while any(watch.heart.late for watch in list(self._watches.values())):
+            if monotonic_ns() > until:
+                return False
+            time.sleep(0.001)
+        return True
+
+    def _start(self) -> None:
+        if "uvloop" in sys.modules:
+            self._layout = iteration.find_layout()
+            for watch in list(self._watches.values()):
+                self._prepare(watch)
+        own_delay = RunDelay(threading.get_native_id())
+        try:
+            while not self._stopping:
+                try:
+                    self._round(own_delay)
+                except Exception as error:
+                    self._shared.trouble(error)
+        finally:
+            own_delay.close()
+            self._alarms.close()
+
+    def _round(self, own_delay: RunDelay) -> None:
+        switches, delay = voluntary_switches(), own_delay.read() or 0
+        gone_off = self._alarms.wait()
+        self.looks += 1
+        for alarm in gone_off:
+            watch = self._watches.get(alarm)
+            if watch is None:
+                continue
+            look = self._look(watch)
+            if look is not None:
+                starved = (own_delay.read() or 0) - delay
+                waits = voluntary_switches() - switches
+                watch.looks.append(replace(look, gil_waits=waits, starved_ns=starved))
+            self._judge(watch)
+            self._plan(alarm, watch)
+
+    def _look(self, watch: _Watch) -> Look | None:
+        """A look, if the loop is overdue. Nothing here may let the GIL go before it."""
+        heart = watch.heart
+        asked = max(watch.next_ns, heart.due_ns + self._shared.pace.slack_ns)
+        subject = heart.subject
+        if heart.stopped or heart.late or self._paused or subject is None or monotonic_ns() < asked:
+            return None
+        return self._observer.look(subject, asked, watch.read_iteration)
+
+    def _judge(self, watch: _Watch) -> None:
+        """Draw the verdict on each beat that came late."""
+        while watch.heart.late:
+            beat = watch.heart.late[0]
+            looks = [look for look in watch.looks if beat.last_ns <= look.at_ns <= beat.at_ns]
+            watch.looks = [look for look in watch.looks if look.at_ns > beat.at_ns]
+            try:
+                if not self._paused and beat.last_ns >= self._resumed_ns:
+                    self._verdict(watch.heart, beat, looks)
+            finally:
+                watch.heart.late.popleft()
+
+    def _verdict(self, heart: Heartbeat, beat: LateBeat, looks: list[Look]) -> None:
+        switch_ns = int(sys.getswitchinterval() * 1e9)
+        for held in find_stalls(beat, looks, self.budget_ns, switch_ns):
+            if heart.subject is not None:
+                self._hand_on(self._incident(heart.subject, held))
+
+    def _incident(self, subject: Subject, held: Held) -> Incident:
+        phase, in_flight = self._surroundings()
+        kind = type(subject.loop)
+        return Incident(
+            held=held,
+            budget_ns=self.budget_ns,
+            thread=subject.thread_name,
+            thread_id=subject.thread_id,
+            loop=f"{kind.__module__}.{kind.__qualname__}",
+            phase=phase,
+            in_flight=in_flight,
+            wall_offset_ns=time.time_ns() - monotonic_ns(),
+        )
+
+    def _plan(self, alarm: Alarm, watch: _Watch) -> None:
+        """Ask for the next look, or wait for the next beat to be overdue."""
+        heart = watch.heart
+        if heart.stopped:
+            if not heart.late:
+                self._watched_ns += heart.watched_ns
+                self._watches.pop(alarm, None)
+                self._alarms.drop(alarm)
+            return
+        if heart.subject is None:  # its first beat is still to come, and arms the alarm
+            return
+        now, overdue = monotonic_ns(), heart.due_ns + self._shared.pace.slack_ns
+        if now < overdue:
+            watch.next_ns = 0
+            alarm.arm(overdue)
+            return
+        age = now - heart.last_ns
+        gap = self.budget_ns // _OF_BUDGET if age < 2 * self.budget_ns else age // _OF_AGE
+        watch.next_ns = now + max(gap, _QUICKEST_NS)
+        alarm.arm(watch.next_ns)
+
+    def _prepare(self, watch: _Watch) -> None:
+        """Find out how to read this loop's iterations; again where it began before uvloop's layout was known."""
+        loop = watch.heart.loop
+        if is_uvloop(loop):
+            watch.read_iteration = iteration.uvloop_reader(loop, self._layout)
+        elif isinstance(loop, asyncio.BaseEventLoop):
+            watch.read_iteration = iteration.from_run_once
