@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from loopguard.evidence import Callee, RawFrame
+from loopguard.evidence import Callee, Look, RawFrame
 
 # Modules written in C that everybody knows by the name of their front.
 _KNOWN_AS = {"posix": "os", "nt": "os", "_io": "io"}
+
+
+def call_on_line(on_line: Iterable[tuple[Look, int, float]]) -> str | None:
+    """What the culprit's line called for most of the time, of what is known; each look with its frame and seconds."""
+    seconds: defaultdict[str, float] = defaultdict(float)
+    for look, culprit, weight in on_line:
+        name = call_of(look.stack, culprit, look.callee)
+        if name is not None:
+            seconds[name] += weight
+    return max(seconds, key=lambda name: seconds[name], default=None)
 
 
 def call_of(stack: tuple[RawFrame, ...], culprit: int, callee: Callee | None) -> str | None:

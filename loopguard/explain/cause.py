@@ -55,7 +55,9 @@ def cause_of(held: Held, budget_ns: int, switch_ns: int) -> Cause:
         return "not_scheduled"
     if not any(look.stack for look in held.looks):
         return "gil_wait" if starved >= _HALF else "unknown"
-    if held.beat.gc_ns >= _HALF * duration:
+    wait = wait_of(held)[0]
+    if held.beat.gc_ns >= _HALF * duration and (wait is None or wait.call == "futex"):
+        # Where another thread collects, this one waits for the GIL; in any other wait it lost nothing by it.
         return "gc"
     if _importing(held) >= _HALF:
         return "import"

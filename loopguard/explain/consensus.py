@@ -15,11 +15,15 @@ _Key = TypeVar("_Key", bound=Hashable)
 
 
 class Verdict(NamedTuple):
-    """`look.stack[place]` is the frame to blame; `confidence` the share of the time that its function was seen for."""
+    """`look.stack[place]` is the frame to blame; `confidence` the share of the time that its function was seen for.
+
+    `on_line` are all looks that saw it on that line: each with the index of the frame there, and its seconds.
+    """
 
     look: Look
     place: int
     confidence: float
+    on_line: tuple[tuple[Look, int, float], ...]
 
 
 def agree(held: Held, ownership: Ownership) -> Verdict | None:
@@ -76,11 +80,11 @@ def _blame(
         for code, index in _functions(look, rule).items()
         if code == culprit
     ]
-    votes = _majority(votes, lambda look, index: line_of(look.stack[index]))
+    votes = on_line = _majority(votes, lambda look, index: line_of(look.stack[index]))
     votes = _majority(votes, lambda look, _: tuple(frame.code for frame in look.stack))
     votes = _majority(votes, lambda look, index: look.stack[index].lasti)
     look, index, _ = votes[len(votes) // 2]
-    return Verdict(look, index, min(1.0, seconds[culprit] / total))
+    return Verdict(look, index, min(1.0, seconds[culprit] / total), tuple(on_line))
 
 
 _Vote = tuple[Look, int, float]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from loopguard.config import Config
 from loopguard.evidence import Incident, RawFrame, Wait
 from loopguard.explain import paths
-from loopguard.explain.call import call_of
+from loopguard.explain.call import call_on_line
 from loopguard.explain.cause import cause_of, cpu_seconds, gc_seconds, wait_of
 from loopguard.explain.consensus import agree
 from loopguard.explain.correlation import Route, active_span, request_of
@@ -53,9 +53,7 @@ class Explainer:
         look = None if verdict is None else verdict.look
         blamed = None if cause in ("not_scheduled", "gil_wait") else verdict
         culprit = None if blamed is None else self._frame(blamed.look.stack[blamed.place])
-        call = (
-            None if blamed is None else call_of(blamed.look.stack, blamed.place, blamed.look.callee)
-        )
+        call = None if blamed is None else call_on_line(blamed.on_line)
         duration = (held.end_ns - held.start_ns) / 1e9
         trace_id, span_id = active_span(None if look is None else look.context)
         context = Context() if look is None or look.context is None else look.context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import itertools
 import linecache
 from collections.abc import Iterator
@@ -49,6 +50,9 @@ def _short(text: str) -> str | None:
 def _positions(frame: RawFrame) -> tuple[int | None, int | None, int | None, int | None]:
     """Line, end line, column and end column (bytes of UTF-8) of the running instruction (PEP 657)."""
     index = max(frame.lasti, 0) // 2
+    if dis.opname[frame.code.co_code[2 * index]] == "BEFORE_WITH":
+        # On CPython 3.11 it bears the position of the whole statement; the one before it that of the manager.
+        index -= 1
     return next(itertools.islice(frame.code.co_positions(), index, None), (None, None, None, None))
 
 

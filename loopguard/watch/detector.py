@@ -16,6 +16,8 @@ from loopguard.evidence import Held, LateBeat, Look
 # From the first step of a request's task to our layer a server and its telemetry take well under this.
 _LEAD_NS = 4_000_000
 _WAITER_NS = 1_000_000
+# What ran before a request's callback in its iteration: handlers that do not block take less.
+_BEFORE_NS = 7_000_000
 
 
 class _Start(NamedTuple):
@@ -42,14 +44,16 @@ def find_stalls(
     ]
     held = []
     for place, (group, start) in enumerate(zip(seen, starts, strict=True)):
-        if group[0].key is None or group[-1].at_ns - start.latest_ns < budget_ns:
+        after = starts[place + 1] if place + 1 < len(seen) else None
+        unknown_until = beat.at_ns if after is None else after.latest_ns
+        certain_end = (group[-1].at_ns + max(group[-1].at_ns, unknown_until)) // 2
+        if group[0].key is None or certain_end - start.latest_ns < budget_ns:
             continue
         likely = (start.earliest_ns + start.likely_ns) // 2
         error = (start.likely_ns - start.earliest_ns + 1) // 2
         end = beat.at_ns
-        if place + 1 < len(seen):
-            after = starts[place + 1]
-            end = max(group[-1].at_ns, (after.earliest_ns + after.likely_ns) // 2)
+        if after is not None:
+            end = max(certain_end, (after.earliest_ns + after.likely_ns) // 2)
         held.append(Held(likely, error, end, group, beat))
     return held
 
@@ -89,6 +93,8 @@ def _start(
     if first.wait is not None and first.cpu_ns is not None:
         # What ran before it in this iteration took some of the CPU time; the one that waits took next to none.
         likely = min(latest, exactly + first.cpu_ns - beat.cpu_start_ns + _WAITER_NS)
+    if request is not None:
+        likely = min(likely, exactly + _BEFORE_NS)
     # Callbacks that no look saw may have run before it. Half the unknown time is held against none of them.
     return _Start(earliest, max(earliest, likely), (earliest + latest) // 2)
 
