@@ -8,7 +8,7 @@ the command line.
 from loopguard.config import AlreadyInstalledError, ConfigError
 from loopguard.exempt import allow_blocking
 from loopguard.guard import Guard
-from loopguard.installation import install, uninstall
+from loopguard.installation import install, uninstall, wrap
 from loopguard.record import Frame, Stall
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "allow_blocking",
     "install",
     "uninstall",
+    "wrap",
 ]

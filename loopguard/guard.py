@@ -53,9 +53,8 @@ class Guard:
     Usable as a context manager, which uninstalls at its end.
     """
 
-    def __init__(self, config: Config, app: App | None) -> None:
+    def __init__(self, config: Config) -> None:
         self._config = config
-        self._app = app
         self._engine: _Engine | None = None
         self._on_uninstall: Callable[[], None] | None = None
 
@@ -63,8 +62,13 @@ class Guard:
         """Begin to watch; does nothing where the option `enabled` is off."""
         self._on_uninstall = on_uninstall
         if self._config.enabled:
-            self._engine = _Engine(self._config, self._app)
+            self._engine = _Engine(self._config)
             self._engine.start()
+
+    def follow(self, app: App) -> None:
+        """Tie stalls to the requests of this application too."""
+        if self._engine is not None:
+            self._engine.follow(app)
 
     @property
     def stalls(self) -> tuple[Stall, ...]:
@@ -126,8 +130,8 @@ class Guard:
 class _Engine:
     """All parts of a running guard, wired together."""
 
-    def __init__(self, config: Config, app: App | None) -> None:
-        self._app = app
+    def __init__(self, config: Config) -> None:
+        self._apps: list[App] = []
         self._config = config
         self._identity = Identity()
         self._requests = RequestTable()
@@ -174,8 +178,6 @@ class _Engine:
         self.reporter.start()
         self._hook.install()
         self.watchdog.start()
-        if self._app is not None:
-            self._app.enter(self._requests, self._lifespan, self.reporter.trouble)
         self.reporter.say(Notice("info", GUARD, self._introduction()))
         try:
             loop = asyncio.get_running_loop()
@@ -188,8 +190,8 @@ class _Engine:
             return
         self._running = False
         self._hook.uninstall()
-        if self._app is not None:
-            self._app.leave()
+        while self._apps:
+            self._apps.pop().leave()
         for heart in self.watchdog.hearts:
             _stop_on_its_thread(heart)
         self.watchdog.settle(timeout=0.5)
@@ -198,6 +200,10 @@ class _Engine:
         self._collector.stop()
         if self._jsonl is not None:
             self._jsonl.close()
+
+    def follow(self, app: App) -> None:
+        self._apps.append(app)
+        app.enter(self._requests, self._lifespan, self.reporter.trouble)
 
     def reconfigure(self, config: Config) -> None:
         self._config = config
@@ -262,7 +268,7 @@ class _Engine:
         return Explainer(
             config=lambda: self._config,
             ownership=self._own,
-            route=_no_route if self._app is None else self._app.route,
+            route=self._route,
             process=self._process,
             fresh_until=time.time(),
         )
@@ -270,9 +276,13 @@ class _Engine:
     def _own(self) -> Ownership:
         """Whose code is whose; found out at the first stall, when the application has all its routes."""
         if self._ownership is None:
-            derived = () if self._app is None else self._app.packages()
+            derived = [name for app in self._apps for name in app.packages()]
             self._ownership = Ownership((*self._config.in_app, *derived))
         return self._ownership
+
+    def _route(self, request: ActiveRequest) -> str | None:
+        routes = (app.route(request) for app in self._apps)
+        return next((route for route in routes if route is not None), None)
 
     def _process(self) -> Process:
         return self._identity.process(self.watchdog.watched_ns / 1e9, self._requests.served)
@@ -295,10 +305,6 @@ _NOTHING: dict[str, int | float] = dict.fromkeys(
 
 def _call(listener: Callable[[Stall], object], report: Report) -> None:
     listener(report.stall)
-
-
-def _no_route(_request: ActiveRequest) -> str | None:
-    return None
 
 
 def _nothing() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from loopguard.config import AlreadyInstalledError, Listener, read_config
 from loopguard.guard import Guard
-from loopguard.integrations.asgi import StarletteApp
+from loopguard.integrations.asgi import StarletteApp, WrappedApp
 
 _lock = threading.Lock()
 _installed: tuple[Guard, object, object] | None = None
@@ -59,11 +59,28 @@ def install(
             raise AlreadyInstalledError(
                 "loopguard is installed already, for another app or with other options; uninstall() it first"
             )
-        guard = Guard(config, None if app is None else StarletteApp(app))
+        followed = None if app is None else StarletteApp(app)
+        guard = Guard(config)
         guard.start(on_uninstall=lambda: _forget(guard))
+        if followed is not None:
+            guard.follow(followed)
         _installed = guard, app, config
         atexit.register(guard.uninstall)
         return guard
+
+
+def wrap(app: Any, **options: Any) -> WrappedApp:
+    """Any ASGI 3 application (Litestar, Quart, Django), to be served in its place.
+
+    Installs loopguard with the options of `install()`, where that is not done yet.
+
+    Raises:
+        ConfigError, AlreadyInstalledError: as `install()`; or `app` is no application.
+    """
+    wrapped = WrappedApp(app)
+    guard = _installed[0] if _installed is not None and not options else install(**options)
+    guard.follow(wrapped)
+    return wrapped
 
 
 def uninstall() -> None:

@@ -138,6 +138,44 @@ class StarletteApp:
         return route_template(self.app.routes, request.scope)
 
 
+class WrappedApp:
+    """Any ASGI 3 application, served through this object: `loopguard.wrap(app)`.
+
+    Raises:
+        ConfigError: `app` cannot be called.
+    """
+
+    def __init__(self, app: Any) -> None:
+        if not callable(app):
+            raise ConfigError(
+                f"app={type(app).__qualname__} (from argument app): must be an ASGI 3 application"
+            )
+        self.app = app
+        self._layer: Layer | None = None
+
+    # A coroutine function, by which servers tell ASGI 3 from ASGI 2.
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self.app if self._layer is None else self._layer)(scope, receive, send)
+
+    def enter(
+        self,
+        requests: RequestTable,
+        lifespan: Lifespan,
+        trouble: Callable[[BaseException], None],
+    ) -> None:
+        self._layer = Layer(self.app, requests, lifespan, trouble)
+
+    def leave(self) -> None:
+        self._layer = None
+
+    def packages(self) -> set[str]:
+        """The top-level package of the application, where that is no framework's own class."""
+        return {_module(self.app).partition(".")[0]} - _FRAMEWORKS - {""}
+
+    def route(self, request: ActiveRequest) -> str | None:
+        return _path_of(request.scope)
+
+
 def _current_task() -> asyncio.Task[Any] | None:
     try:
         return asyncio.current_task()
@@ -200,9 +238,10 @@ def route_template(routes: Iterable[Any], scope: Scope) -> str | None:
 
 
 def _path_of(scope: Scope) -> str | None:
+    template = scope.get("path_template")  # as Litestar has it
+    if isinstance(template, str):
+        return template
     route = scope.get("route")
-    if route is None:
-        return None
     effective = scope.get("fastapi", {}).get("effective_route_context")
     if effective is not None and getattr(effective, "original_route", None) is route:
         route = effective
