@@ -22,20 +22,20 @@ _LOCK_MODULES = {
 
 
 def cpu_seconds(held: Held) -> float:
-    """Seconds of the stall that the loop's thread was on a CPU."""
-    spent = held.beat.cpu_ns
-    looks = [look.cpu_ns for look in held.looks if look.cpu_ns is not None]
-    if (
-        looks
-        and (held.start_ns, held.end_ns) != (held.beat.last_ns, held.beat.at_ns)
-        and len(looks) > 1
-    ):
-        # Other callbacks may have shared the time between the beats: this one's is sure between its looks, and goes
-        # on at that rate before and after.
-        seen = held.looks[-1].at_ns - held.looks[0].at_ns
-        rate = (looks[-1] - looks[0]) / max(seen, 1)
-        spent = min(spent, int(rate * (held.end_ns - held.start_ns)))
-    return min(spent, held.end_ns - held.start_ns) / 1e9
+    """Seconds of the stall that the loop's thread was on a CPU.
+
+    Between the looks at this callback that is known. Before the first and after the last other callbacks may have
+    run since the last beat: there it is what was spent, but no more than the time that this one took.
+    """
+    beat = held.beat
+    duration = held.end_ns - held.start_ns
+    looks = [(look.at_ns, look.cpu_ns) for look in held.looks if look.cpu_ns is not None]
+    if not looks:
+        return min(beat.cpu_ns, duration) / 1e9
+    (first_ns, first_cpu), (last_ns, last_cpu) = looks[0], looks[-1]
+    before = min(first_cpu - beat.cpu_start_ns, first_ns - held.start_ns)
+    after = min(beat.cpu_start_ns + beat.cpu_ns - last_cpu, held.end_ns - last_ns)
+    return min(max(before, 0) + (last_cpu - first_cpu) + max(after, 0), duration) / 1e9
 
 
 def gc_seconds(held: Held) -> float:
