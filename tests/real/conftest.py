@@ -10,15 +10,10 @@ import pytest
 
 from tests.real.server import Child
 
-LOOPS = [
-    "asyncio",
-    pytest.param(
-        "uvloop",
-        marks=pytest.mark.skipif(
-            importlib.util.find_spec("uvloop") is None, reason="uvloop is not installed"
-        ),
-    ),
-]
+NEEDS_UVLOOP = pytest.mark.skipif(
+    importlib.util.find_spec("uvloop") is None, reason="uvloop is not installed"
+)
+LOOPS = ["asyncio", pytest.param("uvloop", marks=NEEDS_UVLOOP)]
 
 
 @pytest.fixture(scope="session")

@@ -29,11 +29,12 @@ HOLD = {"sleep": time.sleep, "spin": spin}
 async def main(kind: str, times: int, seconds: float, truth: str) -> None:
     hold = HOLD[kind]
     for _ in range(times):
-        await asyncio.sleep(random.uniform(0.01, 0.05))
-        entered, began = time.time(), time.perf_counter()
+        await asyncio.sleep(random.uniform(0.005, 0.035))
+        entered, began, used = time.time(), time.perf_counter(), time.thread_time()
         hold(seconds)
-        lasted = time.perf_counter() - began
-        append(truth, {"entered": entered, "left": entered + lasted, "lasted": lasted})
+        lasted, used = time.perf_counter() - began, time.thread_time() - used
+        row = {"entered": entered, "left": entered + lasted, "lasted": lasted, "used": used}
+        append(truth, row)
 
 
 def run(

@@ -9,9 +9,9 @@ import pytest
 
 from tests.real.conftest import LOOPS
 from tests.real.server import Child, Row, read_rows
-from tests.real.told import belongs
+from tests.real.told import CLOCK, belongs
 
-BUDGET = 0.06
+BUDGET = 0.04
 BEAT = BUDGET / 2
 TIMES = 40
 
@@ -22,8 +22,7 @@ def _run(loop: str, kind: str, seconds: float, tmp_path: Path) -> tuple[list[Row
     arguments = [loop, kind, str(TIMES), str(seconds), str(BUDGET), str(truth), str(jsonl)]
     child = Child(["-m", "tests.real.plain", *arguments], tmp_path / "output.log")
     assert child.process.wait(60) == 0, child.read()
-    records = [row for row in read_rows(jsonl) if row["cause"] != "not_scheduled"]
-    return read_rows(truth), records, json.loads(child.read().splitlines()[-1])
+    return read_rows(truth), read_rows(jsonl), json.loads(child.read().splitlines()[-1])
 
 
 @pytest.mark.core
@@ -32,15 +31,21 @@ def _run(loop: str, kind: str, seconds: float, tmp_path: Path) -> tuple[list[Row
 def test_each_block_of_budget_and_a_beat_is_reported_once(
     kind: str, loop: str, tmp_path: Path
 ) -> None:
-    """At whatever phase of the beat it begins, and by a record that says where it blocked."""
+    """At whatever phase of the beat it begins; and the record says where it blocked.
+
+    A busy machine may leave it so little of a CPU that the rest is within the budget: only then is
+    it said to have not been scheduled.
+    """
     truths, records, stats = _run(loop, kind, BUDGET + BEAT + 0.01, tmp_path)
     assert [sum(belongs(record, truth) for record in records) for truth in truths] == [1] * TIMES
-    assert len(records) == TIMES
-    assert stats["stalls"] - stats["not_scheduled"] == TIMES
-    blamed = {
-        (record["cause"], record["culprit"]["function"], record["call"]) for record in records
-    }
-    assert blamed == _blame(kind)
+    assert len(records) == stats["stalls"] == TIMES
+    starved = [truth for truth in truths if kind == "spin" and truth["used"] < BUDGET]
+    for record in records:
+        if record["cause"] == "not_scheduled":
+            assert any(belongs(record, truth) for truth in starved)
+        else:
+            blamed = record["cause"], record["culprit"]["function"], record["call"]
+            assert blamed in _blame(kind)
 
 
 def _blame(kind: str) -> set[tuple[str, str, str | None]]:
@@ -55,5 +60,8 @@ def _blame(kind: str) -> set[tuple[str, str, str | None]]:
 def test_a_block_below_the_budget_is_never_reported(kind: str, loop: str, tmp_path: Path) -> None:
     """Nine tenths of a budget, at whatever phase; what the machine drew out beyond it is excused."""
     truths, records, _ = _run(loop, kind, 0.9 * BUDGET, tmp_path)
-    longer = [truth for truth in truths if truth["lasted"] >= BUDGET]
-    assert [r for r in records if not any(belongs(r, truth) for truth in longer)] == []
+    records = [record for record in records if record["cause"] != "not_scheduled"]
+    longer = [truth for truth in truths if truth["lasted"] > BUDGET - CLOCK]
+    assert [
+        record for record in records if not any(belongs(record, truth) for truth in longer)
+    ] == []

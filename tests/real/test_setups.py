@@ -8,21 +8,25 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.real.conftest import LOOPS
+from tests.real.conftest import NEEDS_UVLOOP
 from tests.real.marks import read_marks
 from tests.real.server import ROOT, read_rows, serve
 from tests.real.told import check_times, expected, find_record, server_span, told
 
 MARKS = read_marks("tests.real.blocking", ROOT)
 CASES = ("resumed", "dependency", "own_span")
+# Beside `("before", "module")`, which the other tests have. The loop makes no difference to most.
 SETUPS = [
-    *(("before", "lifespan"), ("after", "module"), ("fastapi", "module"), ("fastapi", "lifespan")),
-    *(("none", "module"), ("none", "lifespan")),
+    *(("before", "lifespan", "asyncio"), ("after", "module", "asyncio")),
+    *(("fastapi", "module", "asyncio"), ("fastapi", "lifespan", "asyncio")),
+    *(("none", "module", "asyncio"), ("none", "lifespan", "asyncio")),
+    pytest.param("after", "module", "uvloop", marks=NEEDS_UVLOOP),
+    pytest.param("fastapi", "lifespan", "uvloop", marks=NEEDS_UVLOOP),
+    pytest.param("none", "module", "uvloop", marks=NEEDS_UVLOOP),
 ]
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("telemetry, install", SETUPS)
+@pytest.mark.parametrize("telemetry, install, loop", SETUPS)
 def test_line_request_and_trace_are_told_in_every_setup(
     telemetry: str, install: str, loop: str, tmp_path: Path, peers: dict[str, str]
 ) -> None:

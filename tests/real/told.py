@@ -15,9 +15,9 @@ PRECISION = 0.005
 
 
 def belongs(record: Row, truth: Row) -> bool:
-    """Whether the two overlap: a loop does one thing at a time."""
-    begins, ends = record["started_at"], record["started_at"] + record["duration"]
-    return bool(begins < truth["left"] and ends > truth["entered"])
+    """Whether the record is of that line: a loop does one thing at a time."""
+    middle = (truth["entered"] + truth["left"]) / 2
+    return bool(record["started_at"] < middle < record["started_at"] + record["duration"])
 
 
 def find_record(jsonl: Path, truth: Row) -> Row | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from contextvars import ContextVar
 from types import TracebackType
 
@@ -61,7 +62,7 @@ class Held:
         )
 
 
-def append(path: str, row: dict[str, object]) -> None:
+def append(path: str, row: Mapping[str, object]) -> None:
     """Add one JSON line in one write, so that a reader never sees half of it for long."""
     with open(path, "a") as file:
         file.write(json.dumps(row) + "\n")
