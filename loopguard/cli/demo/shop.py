@@ -1,5 +1,5 @@
 # ruff: noqa: ASYNC210 - these routes block on purpose
-"""An app like many: some of its routes hold the event loop, and with it all others; each is followed by one that does not."""
+"""An app like many: some routes hold the event loop, and with it all others; each is followed by one that does not."""
 
 from __future__ import annotations
 

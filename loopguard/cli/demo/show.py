@@ -92,7 +92,7 @@ def show_findings(console: Console, stalls: Sequence[Stall]) -> None:
     """Print the table. File and line stand on a line of their own, whole, however narrow the terminal."""
     blamed = [stall for stall in stalls if stall.cause != "not_scheduled"]
     if not blamed:
-        console.print("\nNothing held the event loop.")
+        console.print("\nNothing held the event loop for longer than its budget.")
     else:
         console.print(Text("\nlongest  count  cause          route", style="bold"))
     for finding in findings(blamed):
