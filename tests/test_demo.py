@@ -502,7 +502,9 @@ def test_what_no_line_is_to_blame_for_is_told_apart(
     unseen = make_stall(
         fingerprint="unseen", cause="unknown", culprit=None, request=None, call=None
     )
-    assert "Nothing held the event loop for longer than its budget." in shown(capsys, monkeypatch, late)
+    assert "Nothing held the event loop for longer than its budget." in shown(
+        capsys, monkeypatch, late
+    )
     assert "could not be seen" in shown(capsys, monkeypatch, unseen)
 
 
