@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from loopguard.evidence import Callee, Held, Look, RawFrame, Wait
+from loopguard.explain.call import name_of
 from loopguard.explain.consensus import weigh
 from loopguard.record import Cause
 
@@ -56,12 +57,18 @@ def cause_of(held: Held, budget_ns: int, switch_ns: int) -> Cause:
     if not any(look.stack for look in held.looks):
         return "gil_wait" if starved >= _HALF else "unknown"
     wait = wait_of(held)[0]
-    if held.beat.gc_ns >= _HALF * duration and (wait is None or wait.call == "futex"):
+    on_cpu = cpu_seconds(held) * 1e9
+    waits_for_gil = wait is not None and wait.call == "futex"
+    if held.beat.gc_ns >= _HALF * duration and (on_cpu >= _HALF * duration or waits_for_gil):
         # Where another thread collects, this one waits for the GIL; in any other wait it lost nothing by it.
         return "gc"
     if _importing(held) >= _HALF:
         return "import"
-    if cpu_seconds(held) * 1e9 + (held.beat.run_delay_ns or 0) >= _HALF * duration:
+    if on_cpu < _HALF * duration:
+        if wait is not None and wait.call != "futex":
+            return "blocking_call"
+        on_cpu += held.beat.run_delay_ns or 0  # it would have computed, had it been given a CPU
+    if on_cpu >= _HALF * duration:
         return "gil_hold" if starved >= _HALF else "cpu"
     if starved >= _HALF:
         return (
@@ -83,33 +90,19 @@ def wait_of(held: Held) -> tuple[Wait | None, Callee | None, tuple[RawFrame, ...
 
 
 def _wait_cause(held: Held) -> Cause:
+    """Of a wait in a futex, or in what the system does not show."""
     wait, callee, stack = wait_of(held)
-    locked = _is_lock(callee, stack)
-    if wait is None:
-        # Off the CPU in a known call is a wait, also where the system does not show which.
-        return (
-            "lock"
-            if locked
-            else "blocking_call"
-            if callee is not None or len(stack) > 1
-            else "unknown"
-        )
-    if wait.call == "futex":
-        return "lock" if locked else "unknown"
-    return "blocking_call"
+    if _is_lock(callee, stack):
+        return "lock"
+    # Off the CPU in a known call is a wait, also where nothing shows which; in a futex it may be one for the GIL.
+    return "blocking_call" if wait is None and (callee is not None or len(stack) > 1) else "unknown"
 
 
 def _is_lock(callee: Callee | None, stack: tuple[RawFrame, ...]) -> bool:
     """Whether the innermost call waits for another thread to release something."""
-    if callee is not None:
-        module = (
-            callee.owner.__module__
-            if callee.owner is not None
-            else getattr(callee.function, "__module__", None)
-        )
-        if isinstance(module, str) and module.partition(".")[0] in _LOCK_MODULES:
-            return True
-    return bool(stack) and (stack[0].module or "").partition(".")[0] in _LOCK_MODULES
+    called = None if callee is None else name_of(callee)
+    inside = stack[0].module if stack else None
+    return any((name or "").partition(".")[0] in _LOCK_MODULES for name in (called, inside))
 
 
 def _starved_share(held: Held, switch_ns: int) -> float:

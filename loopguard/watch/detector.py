@@ -15,6 +15,7 @@ from loopguard.evidence import Held, LateBeat, Look
 
 # From the first step of a request's task to our layer a server and its telemetry take well under this.
 _LEAD_NS = 4_000_000
+_NOISE_NS = 2_500_000
 _WAITER_NS = 1_000_000
 # What ran before a request's callback in its iteration: handlers that do not block take less.
 _BEFORE_NS = 7_000_000
@@ -50,12 +51,17 @@ def find_stalls(
         if group[0].key is None or certain_end - start.latest_ns < budget_ns:
             continue
         likely = (start.earliest_ns + start.likely_ns) // 2
-        error = (start.likely_ns - start.earliest_ns + 1) // 2
+        error = max((start.likely_ns - start.earliest_ns + 1) // 2, _least_error(beat))
         end = beat.at_ns
         if after is not None:
             end = max(certain_end, (after.earliest_ns + after.likely_ns) // 2)
         held.append(Held(likely, error, end, group, beat))
     return held
+
+
+def _least_error(beat: LateBeat) -> int:
+    """No start is known better than this: a loaded system takes as long between two lines of code."""
+    return min(_NOISE_NS, (beat.due_ns - beat.last_ns) // 4)
 
 
 def _unseen(beat: LateBeat, looks: Sequence[Look], budget_ns: int) -> list[Held]:

@@ -148,7 +148,10 @@ class Watchdog:
             if look is not None:
                 starved = (own_delay.read() or 0) - delay
                 waits = voluntary_switches() - switches
-                watch.looks.append(replace(look, gil_waits=waits, starved_ns=starved))
+                look = replace(look, gil_waits=waits, starved_ns=starved)
+                if watch.looks and watch.looks[-1].stack == look.stack:
+                    look = replace(look, stack=watch.looks[-1].stack)  # keep it once
+                watch.looks.append(look)
             self._judge(watch)
             self._plan(alarm, watch)
 
