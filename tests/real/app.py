@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, Sp
 
 import loopguard
 from tests.real import blocking, innocent
-from tests.real.truth import RequestClock, append
+from tests.real.truth import append
 
 TELEMETRY = os.environ["REAL_TELEMETRY"]
 INSTALL = os.environ["REAL_INSTALL"]
@@ -61,7 +61,6 @@ if TELEMETRY != "none":
     trace.set_tracer_provider(provider)
 
 app = FastAPI(lifespan=lifespan)
-app.add_middleware(RequestClock)
 
 api = APIRouter(prefix="/v1")
 api.include_router(blocking.router)

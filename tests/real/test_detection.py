@@ -33,16 +33,21 @@ def test_each_block_of_budget_and_a_beat_is_reported_once(
 ) -> None:
     """At whatever phase of the beat it begins; and the record says where it blocked.
 
-    A busy machine may leave it so little of a CPU that the rest is within the budget: only then is
-    it said to have not been scheduled.
+    A busy machine may leave it so little of a CPU that the rest is within the budget: only then may
+    it be said to have not been scheduled, or be left out.
     """
     truths, records, stats = _run(loop, kind, BUDGET + BEAT + 0.01, tmp_path)
-    assert [sum(belongs(record, truth) for record in records) for truth in truths] == [1] * TIMES
-    assert len(records) == stats["stalls"] == TIMES
-    starved = [truth for truth in truths if kind == "spin" and truth["used"] < BUDGET]
+    assert stats["stalls"] == len(records)
+    counts = [sum(belongs(record, truth) for record in records) for truth in truths]
+    assert sum(counts) == len(records)
+    starved = [kind == "spin" and truth["used"] < BUDGET for truth in truths]
+    assert counts == [min(n, 1) if poor else 1 for n, poor in zip(counts, starved, strict=True)]
     for record in records:
         if record["cause"] == "not_scheduled":
-            assert any(belongs(record, truth) for truth in starved)
+            owners = [
+                poor for truth, poor in zip(truths, starved, strict=True) if belongs(record, truth)
+            ]
+            assert owners == [True], record
         else:
             blamed = record["cause"], record["culprit"]["function"], record["call"]
             assert blamed in _blame(kind)

@@ -35,6 +35,7 @@ class Visit:
     route: str
     trace_id: str
     server_span: str
+    sent: float
     truth: Row
     record: Row | None
 
@@ -61,6 +62,7 @@ class World:
             else f"/v1/cases/{case}/{{item}}"
         )
         trace_id = secrets.token_hex(16)
+        sent = time.time()
         response = self.client.request(
             method,
             route.format(item="4711", tenant="acme"),
@@ -74,7 +76,7 @@ class World:
         record = find_record(self.server.jsonl, truth)
         span = server_span(self.server.spans, trace_id)
         assert span is not None
-        return Visit(MARKS[case], method, route, trace_id, span, truth, record)
+        return Visit(MARKS[case], method, route, trace_id, span, sent, truth, record)
 
 
 @pytest.fixture(scope="module", params=LOOPS)
@@ -120,7 +122,7 @@ def test_the_record_says_what_blocked_and_for_whom(visit: Visit, world: World) -
 def test_the_record_says_when_it_began_and_ended(visit: Visit) -> None:
     """Start and duration are the truth's, to within what the record itself admits."""
     assert visit.record is not None, "no record"
-    check_times(visit.record, visit.truth)
+    check_times(visit.record, visit.truth, visit.sent)
 
 
 @pytest.mark.core

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from pathlib import Path
 
 import httpx
@@ -40,6 +41,7 @@ def test_line_request_and_trace_are_told_in_every_setup(
             trace_id = secrets.token_hex(16)
             traceparent = f"00-{trace_id}-{secrets.token_hex(8)}-01"
             path = f"/v1/cases/{case}/4711"
+            sent = time.time()
             response = client.get(path, headers={"traceparent": traceparent})
             assert response.status_code == 200, server.child.read()
             truth = read_rows(server.truth)[-1]
@@ -58,6 +60,6 @@ def test_line_request_and_trace_are_told_in_every_setup(
                 "uvloop": loop == "uvloop",
             }
             assert record is not None
-            check_times(record, truth)
+            check_times(record, truth, sent)
         records = [row for row in read_rows(server.jsonl) if row["cause"] != "not_scheduled"]
         assert len(records) == len(CASES)

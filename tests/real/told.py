@@ -98,11 +98,15 @@ def _code(code: Any, mark: Mark) -> Any:
     return mark.code[0] if normal(code) in mark.code else code
 
 
-def check_times(record: Row, truth: Row) -> None:
-    """The start is where the record says, give or take its own error; so is the end."""
+def check_times(record: Row, truth: Row, sent: float) -> None:
+    """The start is where the record says, give or take its own error; so is the end.
+
+    `sent` is when the client sent the request: no callback of it can have begun before.
+    """
     error = record["duration_error"]
-    assert 0 <= error < PRECISION
-    before = truth["began"] - record["started_at"]
+    assert 0 <= error < PRECISION, f"does not know its start to better than {error:.4f} s"
+    earliest = truth["entered"] if truth["resumed"] else sent
+    before = earliest - record["started_at"]
     after = record["started_at"] - truth["entered"]
     assert before <= error + CLOCK, f"starts {before:.4f} s before its callback; error {error:.4f}"
     assert after <= error + CLOCK, f"starts {after:.4f} s after the line; error {error:.4f}"

@@ -6,36 +6,21 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from contextvars import ContextVar
 from types import TracebackType
 
 from opentelemetry import trace
-from starlette.types import ASGIApp, Receive, Scope, Send
-
-_request_began: ContextVar[float] = ContextVar("request_began")
-
-
-class RequestClock:
-    """Middleware of the app's own that notes when a request's task took its first step."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        _request_began.set(time.time())
-        await self.app(scope, receive, send)
 
 
 class Held:
     """Writes down the time that its body took, and the span that was active in it.
 
-    The callback that held the loop began before the marked line: when the request began or, where
-    the handler has `resumed` from an await since, just now. All times are unix seconds.
+    The callback that held the loop began before the marked line: some time after the request was
+    sent or, where the handler has `resumed` from an await since, just now. Times are unix seconds.
     """
 
     def __init__(self, case: str, *, resumed: bool = False) -> None:
         self.case = case
-        self.began = None if resumed else _request_began.get(None)
+        self.resumed = resumed
         self.entered = 0.0
 
     def __enter__(self) -> None:
@@ -53,7 +38,7 @@ class Held:
             os.environ["REAL_TRUTH"],
             {
                 "case": self.case,
-                "began": self.entered if self.began is None else self.began,
+                "resumed": self.resumed,
                 "entered": self.entered,
                 "left": left,
                 "trace_id": trace.format_trace_id(span.trace_id) if span.is_valid else None,
