@@ -6,6 +6,7 @@ CLOCK_MONOTONIC (`time.monotonic_ns`).
 
 from __future__ import annotations
 
+import weakref
 from contextvars import Context
 from dataclasses import dataclass
 from types import CodeType
@@ -42,11 +43,19 @@ class Iteration:
 
 @dataclass(frozen=True, slots=True)
 class ActiveRequest:
-    """A request in flight, as the ASGI layer knows it. `context` was copied as it began: its own span is in there."""
+    """A request in flight, as the ASGI layer knows it. `context` was copied as it began: its own span is in there.
+
+    `coroutine` serves it, and is dead when it has ended.
+    """
 
     scope: dict[str, Any]
     started_ns: int
     context: Context
+    coroutine: weakref.ref[Any]
+
+    @property
+    def ended(self) -> bool:
+        return self.coroutine() is None
 
 
 @dataclass(frozen=True, slots=True)

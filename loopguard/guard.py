@@ -141,6 +141,7 @@ class _Engine:
         self._jsonl = None if config.jsonl is None else JsonLines(config.jsonl)
         self._ownership: Ownership | None = None
         self._running = False
+        self._joined: list[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = []
         native_id = threading.get_native_id()
         self._evidence = {
             "thread_cpu": thread_cpu_works(),
@@ -173,23 +174,30 @@ class _Engine:
         self._hook = LoopHook(self._begin)
 
     def start(self) -> None:
+        path = self._config.jsonl
+        if path is not None and not path.exists():
+            path.touch(mode=0o600)
         self._running = True
-        self._collector.start()
+        # The threads first: where the system grants none, nothing is patched yet.
         self.reporter.start()
-        self._hook.install()
         self.watchdog.start()
-        self.reporter.say(Notice("info", GUARD, self._introduction()))
+        self._collector.start()
+        self._hook.install()
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            return
-        self._begin(loop)
+            loop = None
+        self.reporter.say(Notice("info", GUARD, self._introduction(loop)))
+        if loop is not None:
+            self._join(loop)
 
     def stop(self) -> None:
         if not self._running:
             return
         self._running = False
         self._hook.uninstall()
+        while self._joined:
+            _take_off(*self._joined.pop())
         while self._apps:
             self._apps.pop().leave()
         for heart in self.watchdog.hearts:
@@ -240,8 +248,27 @@ class _Engine:
 
         return end
 
-    def _introduction(self) -> dict[str, object]:
+    def _join(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Watch a loop that runs already. Its `run_forever` is past our hook; what ends that is its `stop`."""
+        end, original = self._begin(loop), loop.stop
+
+        def stop_watched() -> None:
+            if (loop, stop_watched) in self._joined:
+                self._joined.remove((loop, stop_watched))
+                _take_off(loop, stop_watched)
+                end()
+            original()
+
+        try:
+            loop.stop = stop_watched  # type: ignore[method-assign]
+        except AttributeError as error:  # a foreign loop, written in C
+            self.reporter.trouble(error)
+            return
+        self._joined.append((loop, stop_watched))
+
+    def _introduction(self, loop: asyncio.AbstractEventLoop | None) -> dict[str, object]:
         return {
+            "loop": None if loop is None else _name_of(type(loop)),
             "budget_ms": round(self._config.budget * 1000, 1),
             "version": own_version(),
             "python": sys.version.split()[0],
@@ -287,11 +314,13 @@ class _Engine:
     def _process(self) -> Process:
         return self._identity.process(self.watchdog.watched_ns / 1e9, self._requests.served)
 
-    def _surroundings(self) -> tuple[Phase | None, int]:
+    def _surroundings(self, culprit: ActiveRequest | None) -> tuple[Phase | None, int]:
+        """The phase of the application, and how many requests are in flight beside the culprit's."""
         phase = self._lifespan.phase
         if phase is None and self._requests.served:
             phase = "serving"  # a server that runs no lifespan
-        return phase, len(self._requests)
+        own = 0 if culprit is None or culprit.ended else 1
+        return phase, max(0, len(self._requests) - own)
 
 
 _NOTHING: dict[str, int | float] = dict.fromkeys(
@@ -301,6 +330,16 @@ _NOTHING: dict[str, int | float] = dict.fromkeys(
     ),
     0,
 )  # fmt: skip
+
+
+def _take_off(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
+    """Give a loop its own `stop` back. Where somebody has wrapped ours since, it stays there and does nothing more."""
+    if vars(loop).get("stop") is stop:
+        del loop.stop
+
+
+def _name_of(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _call(listener: Callable[[Stall], object], report: Report) -> None:

@@ -117,6 +117,7 @@ class Stall:
     What could not be known is None, never a guess.
     """
 
+    schema: int = SCHEMA
     id: str
     started_at: float
     duration: float
@@ -155,7 +156,6 @@ class Stall:
     thread: str
     loop: str
     process: Process
-    schema: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON knows it: the same keys, tuples as lists, None as null."""

@@ -46,4 +46,4 @@ class RequestTable:
         entry = context.get(self._current)
         if entry is None or self._live.get(entry[3]) is not entry:
             return None
-        return ActiveRequest(*entry[:3])
+        return ActiveRequest(*entry)

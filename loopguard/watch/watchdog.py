@@ -14,7 +14,7 @@ from time import monotonic_ns
 from loopguard.capture import iteration
 from loopguard.capture.clocks import RunDelay, voluntary_switches
 from loopguard.capture.looks import Observer, Subject
-from loopguard.evidence import Held, Incident, LateBeat, Look
+from loopguard.evidence import ActiveRequest, Held, Incident, LateBeat, Look
 from loopguard.record import Phase
 from loopguard.watch.detector import find_stalls
 from loopguard.watch.heartbeat import Heartbeat, Pace, Watching
@@ -51,7 +51,7 @@ class Watchdog:
         shared: Watching,
         budget_ns: int,
         hand_on: Callable[[Incident], None],
-        surroundings: Callable[[], tuple[Phase | None, int]],
+        surroundings: Callable[[ActiveRequest | None], tuple[Phase | None, int]],
     ) -> None:
         self.budget_ns = budget_ns
         self.looks = 0
@@ -183,7 +183,7 @@ class Watchdog:
                 self._hand_on(self._incident(heart.subject, held))
 
     def _incident(self, subject: Subject, held: Held) -> Incident:
-        phase, in_flight = self._surroundings()
+        phase, in_flight = self._surroundings(held.looks[-1].request if held.looks else None)
         kind = type(subject.loop)
         return Incident(
             held=held,
