@@ -8,8 +8,17 @@ from __future__ import annotations
 
 import dis
 import inspect
+import sys
 from functools import lru_cache
-from types import CodeType, FrameType, GetSetDescriptorType, MemberDescriptorType, ModuleType
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FrameType,
+    FunctionType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    ModuleType,
+)
 from typing import Any, NamedTuple
 
 from loopguard.capture.variables import UNKNOWN, local
@@ -24,6 +33,16 @@ _ROOTS = {
     "LOAD_CONST",
 }  # fmt: skip
 _ATTRIBUTES = {"LOAD_ATTR", "LOAD_METHOD"}
+# These bear the position of the whole call before it is made: they gather its arguments.
+_GATHERING = {
+    "BUILD_CONST_KEY_MAP", "BUILD_LIST", "BUILD_MAP", "BUILD_TUPLE", "CALL_INTRINSIC_1", "DICT_MERGE", "LIST_APPEND",
+    "LIST_EXTEND", "LIST_TO_TUPLE", "LOAD_CONST", "PRECALL",
+}  # fmt: skip
+
+
+# From CPython 3.13 a view. In a comprehension of a module it shows that one's variables only.
+_FUNCTION_LOCALS: type = (lambda: type(sys._getframe().f_locals))()
+_MODULE_NAMES: Any = vars(ModuleType)["__dict__"].__get__
 
 
 class _Path(NamedTuple):
@@ -76,28 +95,41 @@ def _chain(before: list[dis.Instruction], of: dis.Instruction, whole: bool) -> _
     start, end = _start(of), _end(of)
     if start is None or end is None:
         return None
-    root: _Path | None = None
-    previous: dis.Instruction | None = None
-    for item in before:
+    path: _Path | None = None
+    for index, item in enumerate(before):
         item_end = _end(item)
         if _start(item) == start and item_end is not None and item.opname not in _PLUMBING:
-            if item_end == end and not whole and item.opname not in ("LOAD_CONST", "PRECALL"):
-                root = None  # the implicit call of __exit__, which has the position of the context manager
+            if item_end == end and not whole and item.opname not in _GATHERING:
+                path = None  # the implicit call of __exit__, which has the position of the context manager
             elif item_end < end or whole:
-                root = _extend(root, item, previous)
-        previous = item
-    return root
+                path = _extend(path, before, index)
+    return path
 
 
-def _extend(
-    path: _Path | None, item: dis.Instruction, previous: dis.Instruction | None
-) -> _Path | None:
+def _extend(path: _Path | None, before: list[dis.Instruction], index: int) -> _Path | None:
+    """The path as it is after the instruction at `index`."""
+    item = before[index]
     if item.opname in _ATTRIBUTES:
-        if path is None and previous is not None and previous.opname.endswith("LOAD_FAST"):
-            # Two instructions made one (CPython 3.13) stand at the place of the first.
-            path = _Path("LOAD_FAST", previous.argval[-1], ())
+        path = _just_before(before, index) if path is None else path
         return path and path._replace(attributes=(*path.attributes, item.argval))
     return _Path(item.opname, item.argval, ()) if item.opname in _ROOTS else None
+
+
+def _just_before(before: list[dis.Instruction], index: int) -> _Path | None:
+    """What the instruction at `index` takes the attribute of, where that has a position of its own.
+
+    In a call over several lines each attribute has that of its own name; and two loads made one (CPython 3.13) have
+    that of the first.
+    """
+    index -= 1
+    while index >= 0 and before[index].opname in _PLUMBING:
+        index -= 1
+    if index < 0 or before[index + 1].is_jump_target:
+        return None
+    item = before[index]
+    if isinstance(item.argval, tuple) and item.opname.endswith(("LOAD_FAST", "LOAD_FAST_BORROW")):
+        return _Path("LOAD_FAST", item.argval[-1], ())
+    return _extend(None, before, index)
 
 
 def _start(item: dis.Instruction) -> tuple[int, int] | None:
@@ -121,27 +153,43 @@ def _look_up(frame: FrameType, path: _Path) -> Any:
         scopes = [frame.f_globals, frame.f_builtins]
         if path.root == "LOAD_NAME":  # module or class level: f_locals is the namespace itself
             scopes = [frame.f_locals, *scopes]
-        return next((scope[path.value] for scope in scopes if path.value in scope), UNKNOWN)
+        return _in_scopes(scopes, path.value)
     return local(frame, path.value)
 
 
+def _in_scopes(scopes: list[Any], name: str) -> Any:
+    for scope in scopes:
+        if issubclass(type(scope), dict):
+            if dict.__contains__(scope, name):
+                return dict.__getitem__(scope, name)
+        elif type(scope) is not _FUNCTION_LOCALS:
+            return UNKNOWN  # a mapping of a metaclass's own
+    return UNKNOWN
+
+
 def _attribute(value: Any, name: str) -> tuple[Any, type | None]:
-    """The attribute as it lies in the object, and the type to name it by where it is a method."""
-    if isinstance(value, ModuleType):
-        return vars(value).get(name, UNKNOWN), None
+    """The attribute as it lies in the object, and the type to name it by where it is a method.
+
+    Types are compared by `type()`: isinstance() asks an object for its `__class__`, and a proxy for a lazy object
+    then makes that object.
+    """
+    kind = type(value)
+    if issubclass(kind, ModuleType):
+        return _MODULE_NAMES(value).get(name, UNKNOWN), None
     found = inspect.getattr_static(value, name, UNKNOWN)
-    if isinstance(found, (MemberDescriptorType, GetSetDescriptorType)) and not isinstance(
-        value, type
-    ):
-        # A slot, or an attribute of a type written in C: reading it runs no Python.
-        found = (
-            found.__get__(value, type(value))
-            if isinstance(found, MemberDescriptorType)
-            else UNKNOWN
-        )
-        return found, None
-    if isinstance(found, property):
-        return UNKNOWN, None
-    if isinstance(found, (staticmethod, classmethod)):
+    if type(found) is MemberDescriptorType and not issubclass(kind, type):
+        return found.__get__(value, kind), None  # a slot: reading it runs no Python
+    if type(found) is BuiltinFunctionType:
+        return found, None  # it knows its own home
+    if type(found) in (staticmethod, classmethod):
         found = found.__func__
-    return found, value if isinstance(value, type) else type(value)
+    elif _computes(type(found)):
+        return UNKNOWN, None
+    return found, value if issubclass(kind, type) else kind
+
+
+def _computes(kind: type) -> bool:
+    """Whether objects of this kind give something else when they are got as attributes."""
+    if issubclass(kind, (property, GetSetDescriptorType)):
+        return True
+    return type(inspect.getattr_static(kind, "__get__", None)) is FunctionType

@@ -37,21 +37,24 @@ def call_of(stack: tuple[RawFrame, ...], culprit: int, callee: Callee | None) ->
 def name_of(callee: Callee) -> str | None:
     """Module and qualified name of a callee: of the function, or of the type and the method's name."""
     function: Any = callee.function
-    if isinstance(function, MethodType):
+    # By type(): isinstance() would ask a lazy object for its class.
+    if type(function) is MethodType:
         function = function.__func__
-    if isinstance(function, FunctionType):
+    if type(function) is FunctionType or issubclass(type(function), type):
         return _dotted(function.__module__, function.__qualname__)
-    if isinstance(function, type):
-        return _dotted(function.__module__, function.__qualname__)
+    if type(function) is BuiltinFunctionType:
+        return _builtin(function)
     if callee.owner is not None:
         return _dotted(callee.owner.__module__, f"{callee.owner.__qualname__}.{callee.name}")
-    if isinstance(function, BuiltinFunctionType):
-        owner = function.__self__
-        if isinstance(owner, ModuleType) or owner is None:
-            return _dotted(function.__module__, function.__qualname__)
-        kind = type(owner)
-        return _dotted(kind.__module__, f"{kind.__qualname__}.{function.__name__}")
     return None
+
+
+def _builtin(function: Any) -> str:
+    owner = function.__self__
+    if owner is None or issubclass(type(owner), ModuleType):
+        return _dotted(function.__module__, function.__qualname__)
+    kind = owner if issubclass(type(owner), type) else type(owner)
+    return _dotted(kind.__module__, f"{kind.__qualname__}.{function.__name__}")
 
 
 def _dotted(module: object, name: str) -> str:
