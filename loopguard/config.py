@@ -13,6 +13,7 @@ from loopguard.record import Stall
 
 MINIMUM_BUDGET = 0.005
 MAXIMUM_BUDGET = 3600.0
+LONGEST_SHOWN = 200
 PREFIX = "LOOPGUARD_"
 
 Listener = Callable[[Stall], object]
@@ -24,6 +25,13 @@ class ConfigError(ValueError):
 
 class AlreadyInstalledError(RuntimeError):
     """loopguard is installed already, with other options or for another application."""
+
+
+def _working_directory() -> Path:
+    try:
+        return Path.cwd()
+    except OSError:  # it has been removed: then nothing lies below it
+        return Path(os.devnull)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +48,7 @@ class Config:
     enabled: bool = True
     in_app: tuple[str, ...] = ()
     source: bool = True
-    root: Path = field(default_factory=Path.cwd)
+    root: Path = field(default_factory=_working_directory)
 
     def with_budget(self, budget: object) -> Config:
         """The same options with another budget, checked as at install.
@@ -75,13 +83,22 @@ def read_config(
         variable = PREFIX + name.upper()
         if value is not None:
             given[name] = read(name, value, f"argument {name}")
-        elif read is not _listener and environ.get(variable, "") != "":
+        elif environ.get(variable, "") != "":
             given[name] = read(name, environ[variable], f"environment variable {variable}")
     return Config(**given)
 
 
 def _refuse(name: str, value: object, limit: str, source: str) -> NoReturn:
-    raise ConfigError(f"{name}={value!r} (from {source}): {limit}")
+    raise ConfigError(f"{name}={_shown(value)} (from {source}): {limit}")
+
+
+def _shown(value: object) -> str:
+    """The value in one bounded piece, whatever it is: an integer of 5,000 digits cannot even be printed."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - of somebody else's object; the error to tell of is another
+        text = f"<{type(value).__qualname__}>"
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 1] + "…"
 
 
 def _seconds(name: str, value: object, source: str) -> float:
@@ -149,18 +166,31 @@ def _directory(name: str, value: object, source: str) -> Path:
 
 
 def _writable_file(name: str, value: object, source: str) -> Path:
+    """A file that can be appended to, or made. It is not made here: another option may still be refused."""
     path = _path(name, value, source)
     try:
-        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
+        # Not blocking, for a FIFO: it would wait for its reader.
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)))
+    except FileNotFoundError as error:
+        folder = Path(os.path.realpath(path)).parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            _refuse(name, value, f"must be a file that can be appended to: {error}", source)
     except (OSError, ValueError) as error:
         _refuse(name, value, f"must be a file that can be appended to: {error}", source)
     return path
 
 
 def _path(name: str, value: object, source: str) -> Path:
-    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+    if not isinstance(value, (str, os.PathLike)):
         _refuse(name, value, "must be a path", source)
-    return Path(os.path.abspath(os.fsdecode(value)))
+    try:
+        text = os.fsdecode(value)
+        path = Path(os.path.abspath(text))
+    except (TypeError, OSError) as error:
+        _refuse(name, value, f"must be a path: {error}", source)
+    if not text:
+        _refuse(name, value, "must be a path", source)
+    return path
 
 
 _Reader = Callable[[str, object, str], Any]
