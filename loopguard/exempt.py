@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Iterable
-from contextvars import Context, ContextVar, Token
+from contextvars import Context, ContextVar
 from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import ParamSpec, TypeVar, cast
@@ -13,7 +13,8 @@ from typing import ParamSpec, TypeVar, cast
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_reason: ContextVar[str | None] = ContextVar("loopguard_allowed", default=None)
+_reasons: ContextVar[tuple[str, ...]] = ContextVar("loopguard_allowed", default=())
+"""Of the blocks that the code is in, the innermost last."""
 
 
 class allow_blocking:  # noqa: N801 - used like a function: a context manager and decorator
@@ -23,13 +24,14 @@ class allow_blocking:  # noqa: N801 - used like a function: a context manager an
     """
 
     def __init__(self, reason: str) -> None:
-        if not reason:
+        if not isinstance(reason, str):
+            raise TypeError(f"allow_blocking needs a reason in words, not {reason!r}")
+        if not reason.strip():
             raise ValueError(f"allow_blocking needs a reason in words, not {reason!r}")
         self._reason = reason
-        self._tokens: list[Token[str | None]] = []
 
     def __enter__(self) -> None:
-        self._tokens.append(_reason.set(self._reason))
+        _reasons.set((*_reasons.get(), self._reason))
 
     def __exit__(
         self,
@@ -37,7 +39,8 @@ class allow_blocking:  # noqa: N801 - used like a function: a context manager an
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _reason.reset(self._tokens.pop())
+        # No tokens: several tasks may be in one instance at a time, and each has a context of its own.
+        _reasons.set(_reasons.get()[:-1])
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         if inspect.iscoroutinefunction(function):
@@ -68,7 +71,8 @@ def _around_coroutine(
 
 def reason_in(context: Context) -> str | None:
     """Why the code that runs in `context` may block; None where it may not."""
-    return context.get(_reason)
+    reasons = context.get(_reasons)
+    return reasons[-1] if reasons else None
 
 
 def matches(patterns: Iterable[str], names: Iterable[str | None]) -> str | None:

@@ -14,7 +14,16 @@ from loopguard.evidence import ActiveRequest
 
 ASGIApp = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
 
-_FRAMEWORKS = {"fastapi", "starlette"}
+_FRAMEWORKS = {
+    "blacksheep",
+    "django",
+    "falcon",
+    "fastapi",
+    "litestar",
+    "quart",
+    "sanic",
+    "starlette",
+}
 
 
 class Layer:
