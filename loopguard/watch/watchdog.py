@@ -121,10 +121,9 @@ class Watchdog:
         return True
 
     def _start(self) -> None:
-        if "uvloop" in sys.modules:
-            self._layout = iteration.find_layout()
-            for watch in list(self._watches.values()):
-                self._prepare(watch)
+        self._layout = iteration.find_layout()
+        for watch in list(self._watches.values()):
+            self._prepare(watch)
         own_delay = RunDelay(threading.get_native_id())
         try:
             while not self._stopping:
