@@ -6,15 +6,14 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from contextlib import suppress
 
 import requests
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 
-try:
-    import psycopg2  # type: ignore[import-untyped]
-except ImportError:
-    psycopg2 = None
+with suppress(ImportError):
+    import psycopg2
 
 app = FastAPI(title="Shop", openapi_url=None)
 app.state.warehouse = None  # the address of a service that takes its time
@@ -38,13 +37,13 @@ async def read_stock_elsewhere(item_id: int, request: Request) -> object:
 
 @app.get("/reports/{year}")
 async def read_report(year: int, request: Request) -> object:
-    if psycopg2 is None or request.app.state.database is None:
+    if request.app.state.database is None:
         raise HTTPException(503, "there is no database")
     connection = psycopg2.connect(request.app.state.database)
     try:
         with connection.cursor() as cursor:
             cursor.execute("select %s, pg_sleep(0.3)", [year])  # blocks
-            return {"year": cursor.fetchone()[0]}
+            return {"year": cursor.fetchall()[0][0]}
     finally:
         connection.close()
 
