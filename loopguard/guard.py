@@ -115,6 +115,12 @@ class Guard:
         if self._on_uninstall is not None:
             self._on_uninstall()
 
+    def abandon(self) -> None:
+        """In a forked child: be inert from now on. The parent goes on as before."""
+        if self._engine is not None:
+            self._engine.abandon()
+            self._engine = None
+
     def __enter__(self) -> Guard:
         return self
 
@@ -208,6 +214,14 @@ class _Engine:
         self._collector.stop()
         if self._jsonl is not None:
             self._jsonl.close()
+
+    def abandon(self) -> None:
+        self._running = False
+        self.watchdog.abandon()
+        self._hook.uninstall()
+        self._collector.stop()
+        while self._apps:
+            self._apps.pop().leave()
 
     def follow(self, app: App) -> None:
         self._apps.append(app)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 from collections.abc import Iterable
 from os import PathLike
@@ -88,6 +89,20 @@ def uninstall() -> None:
     installed = _installed
     if installed is not None:
         installed[0].uninstall()
+
+
+def _after_fork() -> None:
+    """A child has none of our threads: it is not guarded, and may install anew. Its locks are its own."""
+    global _installed, _lock
+    _lock = threading.Lock()
+    installed, _installed = _installed, None
+    if installed is not None:
+        atexit.unregister(installed[0].uninstall)
+        installed[0].abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _forget(guard: Guard) -> None:

@@ -99,6 +99,8 @@ class Heartbeat:
         self.alarm.arm(self.due_ns + self._shared.pace.slack_ns)
 
     def _beat(self) -> None:
+        if self.stopped:
+            return
         try:
             now = monotonic_ns()
             slack = self._shared.pace.slack_ns

@@ -41,7 +41,7 @@ class Alarms(Protocol):
         ...
 
     def close(self) -> None:
-        """Give all up. On the waiting thread, or when it has ended."""
+        """Give all up. On the waiting thread, or when it has ended, or in a forked child, where there is none."""
         ...
 
 

@@ -79,6 +79,17 @@ class Watchdog:
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout=5)
 
+    def abandon(self) -> None:
+        """In a forked child, where the thread is not: let go of all loops without a word to the parent.
+
+        The timers are shared with the parent, so they are closed and never disarmed.
+        """
+        self._stopping = True
+        self._alarms.close()
+        for watch in self._watches.values():
+            watch.heart.stopped = True
+        self._watches.clear()
+
     def begin(self, loop: asyncio.AbstractEventLoop) -> Heartbeat:
         """Watch a loop from its next iteration on. On the loop's thread."""
         heart = Heartbeat(loop, self._alarms.new(), self._shared)

@@ -1,0 +1,64 @@
+"""docs/signals.md names exactly what is emitted."""
+
+from __future__ import annotations
+
+import re
+from contextvars import Context
+from dataclasses import fields
+from pathlib import Path
+from typing import get_args
+
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+import loopguard
+from loopguard.record import Cause, Stall
+from loopguard.tell.log import stall_fields
+from loopguard.tell.spans import Spans
+from tests.records import make_report, make_stall
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "signals.md").read_text()
+HOW = (Path(__file__).resolve().parents[1] / "docs" / "how-it-works.md").read_text()
+
+
+def _section(title: str) -> str:
+    return PAGE.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def _first_column(section: str) -> set[str]:
+    """The names in code marks in the first column of a section's tables."""
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| ")]
+    return {name for cell in rows for name in re.findall(r"`([\w.]+)`", cell)}
+
+
+def test_the_record_page_names_each_field() -> None:
+    assert _first_column(_section("The record")) == {field.name for field in fields(Stall)}
+
+
+def test_the_log_page_names_each_key() -> None:
+    listed = _section("Log").partition("left out: ")[2].partition(".\n\n")[0]
+    listed = re.sub(r"\([^)]*\)", "", listed)
+    assert set(re.findall(r"`(\w+)`", listed)) == set(stall_fields(make_stall()))
+
+
+def test_the_span_page_names_each_attribute() -> None:
+    """Those of a stall that has them all, in a trace that is not sampled too."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    Spans(provider=provider)(make_report(make_stall(), context=Context()))
+    (span,) = exporter.get_finished_spans()
+    named = _first_column(_section("Span")) - {"attribute"}
+    page = {f"loopguard.stall{name}" if name.startswith(".") else name for name in named}
+    assert set(span.attributes or {}) <= page
+
+
+def test_the_statistics_page_names_each_count() -> None:
+    with loopguard.install(log=False) as guard:
+        assert _first_column(_section("Statistics")) == set(guard.stats())
+
+
+def test_each_cause_is_explained_or_not_built() -> None:
+    named = set(re.findall(r"^\| `(\w+)` \|", HOW, re.MULTILINE))
+    assert named == set(get_args(Cause)) - {"congestion"}
