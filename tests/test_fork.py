@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """
 import asyncio, os, sys, time, warnings
 import loopguard
@@ -62,7 +63,12 @@ def test_parent_and_child_report_their_own_stalls_and_no_others(loop: str, tmp_p
         pytest.importorskip("uvloop")
     script, mine, its = tmp_path / "forks.py", tmp_path / "parent.jsonl", tmp_path / "child.jsonl"
     script.write_text(SCRIPT)
-    subprocess.run([sys.executable, str(script), mine, its, loop], check=True, timeout=60)
+    subprocess.run(
+        [sys.executable, str(script), mine, its, loop],
+        check=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     told = [[json.loads(line) for line in file.read_text().splitlines()] for file in (mine, its)]
     assert [len(records) for records in told] == [1, 1]
     assert [records[0]["culprit"]["function"] for records in told] == ["block", "block"]
