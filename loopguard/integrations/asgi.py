@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Coroutine, Iterable
-from types import MethodType
+from types import FrameType, MethodType
 from typing import Any
 
 from loopguard.capture.lifespan import Lifespan, Receive, Send
@@ -101,7 +102,7 @@ class StarletteApp:
         app = self.app
         if app.middleware_stack is not None:
             app.middleware_stack = put_into(app.middleware_stack)
-            task = _current_task()
+            task = _lifespan_task()
             if task is not None:
                 lifespan.join(task)
             return
@@ -185,11 +186,17 @@ class WrappedApp:
         return _path_of(request.scope)
 
 
-def _current_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None
+def _lifespan_task() -> asyncio.Task[Any] | None:
+    """The task that runs the application's lifespan, if that is where we are called from."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if (
+            frame.f_code.co_name == "lifespan"
+            and frame.f_globals.get("__name__") == "starlette.routing"
+        ):
+            return asyncio.current_task()
+        frame = frame.f_back
+    return None
 
 
 def _telemetry_in(stack: Any) -> Any:
