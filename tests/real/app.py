@@ -3,7 +3,7 @@
 How it is set up comes from variables, because uvicorn imports it in a process of its own:
 `REAL_TELEMETRY` (`none`, `before`, `after`: the contrib instrumentor before or after the install;
 `fastapi`: FastAPI's own), `REAL_INSTALL` (`module`, `lifespan`), and the files and ports that
-`server.py` sets.
+`server.py` sets. Where OpenTelemetry's own variables name an OTLP endpoint, the spans go there too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ from fastapi import APIRouter, FastAPI
 from opentelemetry import trace
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import (
+    BatchSpanProcessor,
+    SimpleSpanProcessor,
+    SpanExporter,
+    SpanExportResult,
+)
 
 import loopguard
 from tests.real import blocking, innocent
@@ -44,6 +49,16 @@ class SpanFile(SpanExporter):
         return SpanExportResult.SUCCESS
 
 
+def otlp_exporter() -> SpanExporter:
+    if os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") == "grpc":
+        from opentelemetry.exporter.otlp.proto.grpc import trace_exporter as grpc
+
+        return grpc.OTLPSpanExporter()
+    from opentelemetry.exporter.otlp.proto.http import trace_exporter as http
+
+    return http.OTLPSpanExporter()
+
+
 def install(app: FastAPI) -> loopguard.Guard:
     return loopguard.install(app, jsonl=os.environ["REAL_JSONL"])
 
@@ -58,6 +73,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 if TELEMETRY != "none":
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(SpanFile()))
+    if "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ:
+        # In batches: a simple processor would send each request's span on the loop, and hold it.
+        provider.add_span_processor(BatchSpanProcessor(otlp_exporter()))
     trace.set_tracer_provider(provider)
 
 app = FastAPI(lifespan=lifespan)
