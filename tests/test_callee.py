@@ -227,6 +227,11 @@ def kept_on_an_object(p: Peers) -> None:
     box.receive(1)
 
 
+def method_kept_on_an_object(p: Peers) -> None:
+    box = SimpleNamespace(get=p.queue.get)
+    box.get()
+
+
 def function_kept_on_a_class(p: Peers) -> None:
     class Kept:
         read: Any = os.read
@@ -279,6 +284,7 @@ CALLS: dict[Callable[[Peers], None], str] = {
     in_a_closure: "socket.socket.recv",
     in_a_class_body: "os.read",
     kept_on_an_object: "socket.socket.recv",
+    method_kept_on_an_object: "_queue.SimpleQueue.get",
     function_kept_on_a_class: "os.read",
     polled: "select.poll.poll",
     of_cached_property: "socket.socket.recv",

@@ -179,7 +179,7 @@ def _attribute(value: Any, name: str) -> tuple[Any, type | None]:
     found = inspect.getattr_static(value, name, UNKNOWN)
     if type(found) is MemberDescriptorType and not issubclass(kind, type):
         return found.__get__(value, kind), None  # a slot: reading it runs no Python
-    if type(found) is BuiltinFunctionType:
+    if issubclass(type(found), BuiltinFunctionType):
         return found, None  # it knows its own home
     if type(found) in (staticmethod, classmethod):
         found = found.__func__

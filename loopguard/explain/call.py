@@ -42,7 +42,7 @@ def name_of(callee: Callee) -> str | None:
         function = function.__func__
     if type(function) is FunctionType or issubclass(type(function), type):
         return _dotted(function.__module__, function.__qualname__)
-    if type(function) is BuiltinFunctionType:
+    if issubclass(type(function), BuiltinFunctionType):
         return _builtin(function)
     if callee.owner is not None:
         return _dotted(callee.owner.__module__, f"{callee.owner.__qualname__}.{callee.name}")

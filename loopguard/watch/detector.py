@@ -79,14 +79,15 @@ def _start(
     earliest = beat.last_ns if previous is None else previous[-1].at_ns
     latest = max(earliest, min(first.at_ns, _starved_since(first, switch_ns)))
     began = _iteration_start(group)
-    if (
-        began is None
-        or first.iteration is None
-        or not earliest <= began + first.iteration.error_ns <= latest
-    ):
+    if began is None or first.iteration is None:
         return _by_request(first, earliest, latest)
-    earliest = max(earliest, began)
     exactly = began + first.iteration.error_ns
+    if not earliest <= exactly <= latest:
+        start = _by_request(first, earliest, latest)
+        # In the iteration of the callback before it, or of the last beat: the same half as below.
+        half = (start.earliest_ns + latest) // 2
+        return start if exactly > latest else start._replace(latest_ns=half)
+    earliest = max(earliest, began)
     if first.iteration.index == 0:
         return _Start(earliest, exactly, max(earliest, exactly))
     request = first.request

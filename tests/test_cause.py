@@ -1,0 +1,180 @@
+"""From looks and clocks to one word: every cause, and `unknown` where the evidence does not reach."""
+
+from __future__ import annotations
+
+import _thread
+import functools
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from loopguard.evidence import Callee, Held, Wait
+from loopguard.explain.cause import cause_of, cpu_seconds, gc_seconds, wait_of
+from tests.evidence import BUDGET, SWITCH, WORK, frame, held, idle, look
+
+pytestmark = pytest.mark.core
+
+SLEEP = Wait("clock_nanosleep", "")
+FUTEX = Wait("futex", "")
+LOCK: Any = threading.Lock()
+IMPORTING = (WORK, frame("_load", "importlib._bootstrap", "<frozen importlib._bootstrap>"))
+IN_QUEUE = (frame("get", "queue", "/usr/lib/python3/queue.py"), WORK)
+
+
+def cause(verdict: Held) -> str:
+    return cause_of(verdict, BUDGET, SWITCH)
+
+
+def looks(*times: float, **evidence: Any) -> list[Any]:
+    return [look(at, **evidence) for at in times]
+
+
+def test_off_the_cpu_in_a_system_call_is_a_blocking_call() -> None:
+    assert cause(held(looks(60, 200, 390, wait=SLEEP, cpu=1), cpu=1)) == "blocking_call"
+
+
+def test_on_the_cpu_while_the_watchdog_is_served_is_cpu() -> None:
+    seen = [look(at, cpu=at) for at in (60, 200, 390)]
+    assert cause(held(seen, cpu=398)) == "cpu"
+
+
+def test_on_the_cpu_while_the_watchdog_starves_for_the_gil_is_gil_hold() -> None:
+    seen = [look(399, late=340, gil_waits=68, cpu=398)]
+    assert cause(held(seen, cpu=398)) == "gil_hold"
+
+
+def test_a_watchdog_that_waits_its_turn_beside_python_code_does_not_starve() -> None:
+    """It gets the GIL after one switch interval: that is `cpu`."""
+    seen = [look(at, late=6, gil_waits=1, cpu=at) for at in range(60, 400, 20)]
+    assert cause(held(seen, cpu=398)) == "cpu"
+
+
+def test_ready_to_run_without_a_cpu_counts_as_computing() -> None:
+    """Three loops share a core: each waits for its turn, and none of them is stuck."""
+    seen = [look(at, cpu=at / 3) for at in (60, 200, 390)]
+    assert cause(held(seen, cpu=130, run_delay=260)) == "cpu"
+
+
+@pytest.mark.parametrize(
+    "callee",
+    [
+        Callee(LOCK.acquire, None, "acquire"),
+        Callee(vars(_thread.LockType)["acquire"], _thread.LockType, "acquire"),
+        Callee(threading.Event.wait, None, "wait"),
+    ],
+    ids=["kept method", "method", "function"],
+)
+def test_a_futex_under_a_lock_is_a_lock(callee: Callee) -> None:
+    assert cause(held(looks(60, 200, 390, wait=FUTEX, callee=callee))) == "lock"
+
+
+def test_a_futex_inside_the_queue_module_is_a_lock() -> None:
+    assert cause(held(looks(60, 200, 390, wait=FUTEX, stack=IN_QUEUE))) == "lock"
+
+
+def test_a_futex_under_who_knows_what_is_unknown() -> None:
+    """Native code may wait for its own threads, that compute for it."""
+    callee = Callee(functools.partial(print), None, "work")
+    assert cause(held(looks(60, 200, 390, wait=FUTEX, callee=callee))) == "unknown"
+
+
+def test_where_the_system_shows_no_calls_a_wait_is_told_by_its_callee() -> None:
+    sleeping = looks(60, 200, 390, callee=Callee(time.sleep, None, "sleep"))
+    locked = looks(60, 200, 390, callee=Callee(LOCK.acquire, None, "acquire"))
+    assert cause(held(sleeping)) == "blocking_call"
+    assert cause(held(locked)) == "lock"
+
+
+def test_off_the_cpu_in_nothing_that_is_known_is_unknown() -> None:
+    assert cause(held(looks(60, 200, 390))) == "unknown"
+
+
+def test_half_of_it_in_the_collector_is_gc() -> None:
+    seen = [look(at, cpu=at) for at in (60, 200, 390)]
+    assert cause(held(seen, cpu=390, gc=210)) == "gc"
+    assert cause(held(seen, cpu=390, gc=190)) == "cpu"
+
+
+def test_a_collection_of_another_thread_takes_nothing_from_a_wait() -> None:
+    assert cause(held(looks(60, 200, 390, wait=SLEEP), gc=300)) == "blocking_call"
+
+
+def test_a_collection_of_another_thread_that_keeps_the_gil_from_this_one_is_gc() -> None:
+    assert cause(held(looks(60, 200, 390, wait=FUTEX), gc=300)) == "gc"
+
+
+def test_half_of_it_under_import_frames_is_import() -> None:
+    seen = [look(at, cpu=at, stack=IMPORTING) for at in (60, 200)]
+    assert cause(held([*seen, look(390, cpu=390)], cpu=390)) == "import"
+
+
+def test_a_thread_that_got_no_cpu_was_not_scheduled() -> None:
+    """What is left of it beside the wait for a CPU is within the budget."""
+    seen = looks(60, 200, 390, cpu=2)
+    assert cause(held(seen, cpu=40, run_delay=350)) == "not_scheduled"
+
+
+def test_a_process_that_was_suspended_was_not_scheduled() -> None:
+    """The watchdog too was late, neither for want of the GIL nor of a CPU."""
+    assert cause(held([look(5000, late=4940)], end=5001, cpu=20)) == "not_scheduled"
+
+
+def test_late_without_any_look_or_cpu_time_was_not_scheduled() -> None:
+    assert cause(held([], start=25, end=5000, cpu=1)) == "not_scheduled"
+
+
+def test_late_without_any_look_but_computing_is_unknown() -> None:
+    assert cause(held([], start=25, end=500, cpu=450)) == "unknown"
+
+
+def test_a_stop_in_the_midst_of_a_long_call_does_not_excuse_the_call() -> None:
+    """Of 1,000 ms it was suspended for 600: the 400 that are left are over the budget."""
+    seen = [
+        *looks(60, 200, 300, wait=SLEEP),
+        look(920, late=600, wait=SLEEP),
+        look(990, wait=SLEEP),
+    ]
+    assert cause(held(seen, end=1000)) == "blocking_call"
+
+
+def test_in_no_callback_while_another_thread_keeps_the_gil_is_gil_wait() -> None:
+    """The loop woke, and waits for the GIL to go on."""
+    seen = [look(399, late=340, gil_waits=68, key=None, stack=())]
+    assert cause(held(seen)) == "gil_wait"
+
+
+def test_in_no_callback_for_no_reason_that_shows_is_unknown() -> None:
+    assert cause(held([idle(60), idle(200), idle(390)])) == "unknown"
+
+
+def test_a_wait_that_keeps_the_gil_is_a_blocking_call_where_the_system_shows_it() -> None:
+    seen = [look(399, late=340, gil_waits=68, wait=SLEEP, cpu=1)]
+    assert cause(held(seen, cpu=2)) == "blocking_call"
+
+
+def test_off_the_cpu_while_the_watchdog_starves_is_unknown() -> None:
+    """This thread or another may have had the GIL."""
+    seen = [look(399, late=340, gil_waits=68, wait=FUTEX, cpu=1)]
+    assert cause(held(seen, cpu=2)) == "unknown"
+
+
+def test_the_wait_is_the_one_that_most_of_the_time_was_spent_in() -> None:
+    short, long = look(10, wait=FUTEX), look(300, wait=SLEEP, stack=IN_QUEUE)
+    assert wait_of(held([short, long])) == (SLEEP, None, IN_QUEUE)
+    assert wait_of(held([])) == (None, None, ())
+
+
+def test_cpu_time_is_that_of_the_callback_and_not_of_its_neighbours() -> None:
+    """Between the beats 300 ms were computed; of these at most the 30 before its first look can be its own."""
+    waiting = [look(at, cpu=300, wait=SLEEP) for at in (350, 450)]
+    assert cpu_seconds(held(waiting, start=320, end=500, cpu=301)) < 0.035
+    computing = [look(at, cpu=at) for at in (350, 450)]
+    assert cpu_seconds(held(computing, start=320, end=500, cpu=500)) == pytest.approx(0.18)
+
+
+def test_no_clock_gives_more_than_the_stall_is_long() -> None:
+    verdict = held(looks(60, 100), start=50, end=150, cpu=900, gc=900)
+    assert cpu_seconds(verdict) == pytest.approx(0.1)
+    assert gc_seconds(verdict) == pytest.approx(0.1)
