@@ -8,6 +8,7 @@ How it is set up comes from variables, because uvicorn imports it in a process o
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -68,10 +69,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     if INSTALL == "lifespan":
         install(app)
     yield
+    await asyncio.to_thread(provider.force_flush)  # uvicorn ends by a signal: no exit handler runs
 
 
+provider = TracerProvider()
 if TELEMETRY != "none":
-    provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(SpanFile()))
     if "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ:
         # In batches: a simple processor would send each request's span on the loop, and hold it.
