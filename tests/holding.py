@@ -20,8 +20,8 @@ import loopguard
 T = TypeVar("T")
 
 BUDGET = 0.05
-LONG = 4 * BUDGET  # over any doubt, also on a busy machine
-REST = 2 * BUDGET  # time for some beats
+LONG = 3.2 * BUDGET  # over any doubt, also on a busy machine
+REST = 1.2 * BUDGET  # time for a beat or two
 
 UVLOOP = importlib.util.find_spec("uvloop") is not None
 LOOPS = [
