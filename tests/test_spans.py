@@ -109,6 +109,14 @@ def times(span: ReadableSpan) -> tuple[int | None, int | None]:
     return span.start_time, span.end_time
 
 
+def request_of(own: Span, started_ns: int) -> Stall:
+    """A stall in a request that has that span, and came to us at that time."""
+    found = own.get_span_context()
+    trace_id, span_id = trace.format_trace_id(found.trace_id), trace.format_span_id(found.span_id)
+    request = replace(REQUEST, trace_id=trace_id, span_id=span_id, started_at=started_ns / 1e9)
+    return make_stall(request=request)
+
+
 class TestWhere:
     """Whose child the span is."""
 
@@ -145,6 +153,35 @@ class TestWhere:
         late.end(STARTED_NS + 60 * MS)
         tracing.tell(make_report(context=inside(late)))
         assert times(tracing.stall()) == (STARTED_NS, ENDED_NS)
+
+    def test_where_the_whole_request_began_in_mid_stall_it_is_a_child_of_the_requests_own_span(
+        self, tracing: Tracing
+    ) -> None:
+        """Whatever lies between began in mid-stall too, and nobody knows when."""
+        own = tracing.start("request", STARTED_NS + MS // 2)
+        late = tracing.start(
+            "late", STARTED_NS + 50 * MS, tracing.start("between", STARTED_NS + MS, own)
+        )
+        tracing.tell(make_report(request_of(own, STARTED_NS + MS), context=inside(late)))
+        assert parent_id(tracing.stall()) == span_id(own)
+        assert tracing.stall().context.trace_id == own.get_span_context().trace_id
+
+    def test_where_the_request_is_older_than_the_stall_a_late_spans_own_parent_is_taken(
+        self, tracing: Tracing
+    ) -> None:
+        own = tracing.start("request", STARTED_NS - 50 * MS)
+        between = tracing.start("between", STARTED_NS - 10 * MS, own)
+        late = tracing.start("late", STARTED_NS + 50 * MS, between)
+        tracing.tell(make_report(request_of(own, STARTED_NS - 49 * MS), context=inside(late)))
+        assert parent_id(tracing.stall()) == span_id(between)
+
+    def test_the_span_of_a_request_in_another_trace_is_no_parent(self, tracing: Tracing) -> None:
+        """As where the blocked code has begun a trace of its own."""
+        own = tracing.start("request", STARTED_NS + MS // 2)
+        mine = tracing.start("mine", STARTED_NS + MS)
+        late = tracing.start("late", STARTED_NS + 50 * MS, mine)
+        tracing.tell(make_report(request_of(own, STARTED_NS + MS), context=inside(late)))
+        assert parent_id(tracing.stall()) == span_id(mine)
 
     def test_beside_a_root_span_that_began_in_mid_stall_it_is_a_root(
         self, tracing: Tracing
@@ -192,20 +229,41 @@ class TestWhen:
         tracing.tell(make_report(context=inside(active)))
         assert times(tracing.stall()) == (STARTED_NS, ENDED_NS - 1)
 
+    def test_beside_a_late_span_it_begins_no_sooner_than_the_request(
+        self, tracing: Tracing
+    ) -> None:
+        """Its own span began before that: within it Jaeger marks nothing."""
+        own = tracing.start("request", STARTED_NS + MS)
+        late = tracing.start("late", STARTED_NS + 50 * MS, own)
+        tracing.tell(make_report(request_of(own, STARTED_NS + 2 * MS), context=inside(late)))
+        begin_ns = tracing.stall().start_time or 0
+        assert abs(begin_ns - (STARTED_NS + 2 * MS)) < 1000  # unix seconds are not exact to the ns
+
+    @pytest.mark.parametrize("before_ms, cut_ms", [(1, 1), (5, 5), (6, 0), (200, 0)])
+    def test_beside_a_late_span_that_ends_with_it_it_ends_no_later_than_that(
+        self, tracing: Tracing, before_ms: int, cut_ms: int
+    ) -> None:
+        """The parent may have ended in the same moment, and is not there to be asked."""
+        request = tracing.start("request", STARTED_NS - 10 * MS)
+        late = tracing.start("late", STARTED_NS + 50 * MS, request)
+        late.end(ENDED_NS - before_ms * MS)
+        tracing.tell(make_report(context=inside(late)))
+        assert times(tracing.stall()) == (STARTED_NS, ENDED_NS - cut_ms * MS)
+
     def test_after_its_parents_end_it_is_a_point_there_and_its_duration_stays_told(
         self, tracing: Tracing
     ) -> None:
-        """A task that outlives the request that made it."""
+        """A task that outlives the request that made it. Jaeger takes no length at all for a negative one."""
         active = tracing.start("request", STARTED_NS - 10 * MS)
         active.end(STARTED_NS - 5 * MS)
         tracing.tell(make_report(context=inside(active)))
-        assert times(tracing.stall()) == (STARTED_NS - 5 * MS,) * 2
+        assert times(tracing.stall()) == (STARTED_NS - 5 * MS - 1, STARTED_NS - 5 * MS)
         assert (tracing.stall().attributes or {})["loopguard.stall.duration"] == 0.4
 
     def test_it_never_ends_before_it_begins(self, tracing: Tracing) -> None:
         """As it might where the system's clock was set back."""
         tracing.tell(make_report(ended_ns=STARTED_NS - 1))
-        assert times(tracing.stall()) == (STARTED_NS, STARTED_NS)
+        assert times(tracing.stall()) == (STARTED_NS, STARTED_NS + 1)
 
 
 class TestSampling:

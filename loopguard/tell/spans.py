@@ -39,17 +39,18 @@ class Spans:
 
     def __call__(self, report: Report) -> None:
         place = _place(report)
+        begin_ns, end_ns = place.interval(report.started_ns, report.ended_ns)
         tracer = trace.get_tracer(SCOPE, self._version, self._provider)
         span = tracer.start_span(
             STALL,
             context=place.context,
             kind=SpanKind.INTERNAL,
             attributes=_attributes(report) | _unsampled_request(report.stall, place.unsampled),
-            start_time=place.clamp(report.started_ns),
+            start_time=begin_ns,
         )
         if report.stall.severity == "error":
             span.set_status(Status(StatusCode.ERROR, describe(report.stall)))
-        span.end(end_time=place.clamp(max(report.started_ns, report.ended_ns)))
+        span.end(end_time=end_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,17 @@ class _Place:
     end_ns: int | None = None
     unsampled: SpanContext | None = None
 
-    def clamp(self, time_ns: int) -> int:
+    def interval(self, begin_ns: int, end_ns: int) -> tuple[int, int]:
+        """The part of the interval that lies within the parent's, never without any length.
+
+        Jaeger takes a length of 0 for a negative one, marks it, and draws it out beyond the parent's end.
+        """
+        begin_ns, end_ns = self._clamp(begin_ns), self._clamp(max(begin_ns, end_ns))
+        if begin_ns < end_ns:
+            return begin_ns, end_ns
+        return (begin_ns - 1, end_ns) if end_ns == self.end_ns else (begin_ns, end_ns + 1)
+
+    def _clamp(self, time_ns: int) -> int:
         if self.begin_ns is not None:
             time_ns = max(time_ns, self.begin_ns)
         if self.end_ns is not None:
@@ -70,31 +81,55 @@ class _Place:
 
 
 def _place(report: Report) -> _Place:
+    active = report.context.copy().run(trace.get_current_span)
+    begin_ns, end_ns = _time_ns(active, "start_time"), _time_ns(active, "end_time")
+    if begin_ns is not None and begin_ns - report.started_ns > _tolerance_ns(report):
+        return _beside(active, end_ns, report)
+    return _under(active, begin_ns, end_ns)
+
+
+def _under(parent: Span, begin_ns: int | None, end_ns: int | None) -> _Place:
     # The context made here holds the parent and nothing else. Not the user's own: it may hold baggage, which other
     # people's processors copy onto spans, or ask that instrumentation be suppressed.
-    parent = _parent(report)
     found = parent.get_span_context()
     if not found.is_valid:
         return _Place(Context())
     if not found.trace_flags.sampled:
         return _Place(Context(), unsampled=found)
-    return _Place(
-        trace.set_span_in_context(parent, Context()),
-        begin_ns=_time_ns(parent, "start_time"),
-        end_ns=_time_ns(parent, "end_time"),
-    )
+    return _Place(trace.set_span_in_context(parent, Context()), begin_ns, end_ns)
 
 
-def _parent(report: Report) -> Span:
-    """The span that was active in the blocked code; that one's parent, where it began in mid-stall."""
-    span = report.context.copy().run(trace.get_current_span)
-    begin_ns = _time_ns(span, "start_time")
-    if begin_ns is None:
-        return span
-    if begin_ns - report.started_ns <= max(report.error_ns, _TOLERANCE_NS):
-        return span
-    parent = getattr(span, "parent", None)
-    return NonRecordingSpan(parent) if isinstance(parent, SpanContext) else trace.INVALID_SPAN
+def _beside(late: Span, late_end_ns: int | None, report: Report) -> _Place:
+    """The place of a stall in which the active span began in mid-stall: under that one's parent.
+
+    The SDK tells the parent's ids, but not when it began and ended. Bounds are known, so that Jaeger does not find the
+    stall outside of it: it began before loopguard saw its request, and ended after its child did.
+    """
+    parent = getattr(late, "parent", None)
+    if not isinstance(parent, SpanContext):
+        return _Place(Context())
+    parent, begin_ns = _oldest_in_mid_stall(report, parent)
+    if late_end_ns is not None and report.ended_ns - late_end_ns > _tolerance_ns(report):
+        late_end_ns = None
+    return _under(NonRecordingSpan(parent), begin_ns, late_end_ns)
+
+
+def _oldest_in_mid_stall(report: Report, parent: SpanContext) -> tuple[SpanContext, int | None]:
+    """The request's own span, where all of the request began in mid-stall, and by when it had begun; else `parent`."""
+    request = report.stall.request
+    if request is None or request.span_id is None:
+        return parent, None
+    begun_ns = round(request.started_at * 1e9)
+    in_mid_stall = begun_ns >= report.started_ns - report.error_ns
+    if not in_mid_stall or request.trace_id != trace.format_trace_id(parent.trace_id):
+        return parent, None
+    span_id = int(request.span_id, 16)
+    own = SpanContext(parent.trace_id, span_id, False, parent.trace_flags, parent.trace_state)
+    return own, begun_ns
+
+
+def _tolerance_ns(report: Report) -> int:
+    return max(report.error_ns, _TOLERANCE_NS)
 
 
 def _time_ns(span: Span, name: str) -> int | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +17,7 @@ httpx = pytest.importorskip("httpx", reason="needs the extra `demo`")
 pytest.importorskip("uvicorn", reason="needs the extra `demo`")
 
 from opentelemetry import trace  # noqa: E402
-from opentelemetry.context import Context  # noqa: E402
+from opentelemetry.context import Context, attach  # noqa: E402
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: E402
 from opentelemetry.sdk.resources import Resource  # noqa: E402
 from opentelemetry.sdk.trace import TracerProvider  # noqa: E402
@@ -36,10 +37,12 @@ from opentelemetry.trace.propagation.tracecontext import (  # noqa: E402
     TraceContextTextMapPropagator,
 )
 
+from loopguard.tell.spans import Spans  # noqa: E402
 from tests.jaeger import Jaeger, Span, find_jaeger, running_jaeger  # noqa: E402
 from tests.real.conftest import NEEDS_UVLOOP  # noqa: E402
 from tests.real.server import Child, Row, Server, read_rows, serve, wait_until  # noqa: E402
 from tests.real.told import CLOCK, LATE_BEAT, RECORD_SECONDS, belongs  # noqa: E402
+from tests.records import REQUEST, STARTED_NS, make_report, make_stall  # noqa: E402
 
 STALL = "event_loop.stall"
 DEMO = "jaeger-demo"
@@ -323,14 +326,14 @@ def await_record(jsonl: Path, truth: Row) -> Row | None:
 
 
 @pytest.fixture(scope="module")
-def tracer(jaeger: Jaeger) -> Iterator[trace.Tracer]:
+def provider(jaeger: Jaeger) -> Iterator[TracerProvider]:
     """The caller's: without the span that began it, Jaeger would mark every trace as broken."""
     provider = TracerProvider(
         sampler=ALWAYS_ON, resource=Resource({"service.name": "caller"}), shutdown_on_exit=False
     )
     exporter = OTLPSpanExporter(endpoint=f"{jaeger.otlp_http}/v1/traces")
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    yield provider.get_tracer(__name__)
+    yield provider
     provider.shutdown()
 
 
@@ -347,7 +350,7 @@ class Visits:
 def visits(
     request: pytest.FixtureRequest,
     jaeger: Jaeger,
-    tracer: trace.Tracer,
+    provider: TracerProvider,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Visits:
     """Nothing is read before the app has ended.
@@ -357,6 +360,7 @@ def visits(
     telemetry, loop, protocol = request.param
     service = f"{telemetry}-{loop}"
     variables = sending_to(jaeger, service, protocol)
+    tracer = provider.get_tracer(__name__)
     directory: Path = tmp_path_factory.mktemp(service)
     with serve(directory, loop=loop, telemetry=telemetry, variables=variables) as server:
         # The first request of all is slow before it gets anywhere.
@@ -417,6 +421,45 @@ def test_of_an_unsampled_request_it_is_a_trace_of_its_own_that_names_the_request
     assert stall["attributes"]["loopguard.request.span_id"] == request["span_id"]
     assert jaeger.warnings(trace_id) == []
     assert jaeger.trace_v3(request["trace_id"]) == []
+
+
+@pytest.mark.parametrize(
+    "request_ms, active_ms",
+    [
+        pytest.param((-10, -5), None, id="a span that ended before"),
+        pytest.param((2, 399), None, id="a span within the stall"),
+        pytest.param((1, 399), (50, 398), id="beside a span that began in mid-stall"),
+    ],
+)
+def test_jaeger_marks_no_stall_that_is_longer_than_its_request(
+    jaeger: Jaeger,
+    provider: TracerProvider,
+    request_ms: tuple[int, int],
+    active_ms: tuple[int, int] | None,
+) -> None:
+    """Nor one of a task that outlived it: that has a length, if only of a nanosecond."""
+
+    def lasting(span_ms: tuple[int, int], inside: Context) -> Context:
+        begin_ns, end_ns = (STARTED_NS + each * 1_000_000 for each in span_ms)
+        span = provider.get_tracer(__name__).start_span("span", inside, start_time=begin_ns)
+        span.end(end_ns)
+        return set_span_in_context(span, inside)
+
+    outer = lasting(request_ms, Context())
+    own = trace.get_current_span(outer).get_span_context()
+    inner = outer if active_ms is None else lasting(active_ms, outer)
+    request = replace(
+        REQUEST,
+        trace_id=format_trace_id(own.trace_id),
+        span_id=format_span_id(own.span_id),
+        started_at=STARTED_NS / 1e9 + request_ms[0] / 1e3 + 0.0001,
+    )
+    blocked = contextvars.Context()
+    blocked.run(attach, inner)
+    Spans(provider=provider)(make_report(make_stall(request=request), context=blocked))
+    trace_id = format_trace_id(own.trace_id)
+    assert [span["name"] for span in jaeger.trace_v3(trace_id)].count(STALL) == 1
+    assert jaeger.warnings(trace_id) == []
 
 
 def by_id(record: Row) -> dict[str, str]:
