@@ -34,6 +34,7 @@ _ON_FIRST_ARGUMENT = {
     "read", "write", "pread64", "pwrite64", "readv", "writev", "accept", "accept4", "sendto", "recvfrom", "sendmsg",
     "recvmsg", "fcntl", "flock", "fsync", "fdatasync", "sendfile", "getdents64", "copy_file_range",
 }  # fmt: skip
+_LARGEST_SET = 1024  # FD_SETSIZE
 
 
 def waiting_in(native_id: int) -> Wait | None:
@@ -65,7 +66,7 @@ def _target(name: str, arguments: list[int]) -> str:
             return _descriptor(arguments[0])
         find = _FINDERS.get(name)
         return "" if find is None else find(arguments)
-    except (OSError, ValueError, IndexError, struct.error):
+    except (OSError, OverflowError, ValueError, IndexError, struct.error):
         return ""
 
 
@@ -123,7 +124,7 @@ def _poll(arguments: list[int]) -> str:
 
 
 def _select(arguments: list[int]) -> str:
-    size = (arguments[0] + 7) // 8
+    size = (min(arguments[0] & 0xFFFFFFFF, _LARGEST_SET) + 7) // 8
     for pointer in arguments[1:4]:
         bits = int.from_bytes(_memory(pointer, size), "little") if pointer else 0
         if bits:
