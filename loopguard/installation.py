@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from os import PathLike
 from typing import Any
 
-from loopguard.config import AlreadyInstalledError, Listener, read_config
+from loopguard.config import PREFIX, AlreadyInstalledError, Listener, read_config
 from loopguard.guard import Guard
 from loopguard.integrations.asgi import StarletteApp, WrappedApp
 
-_lock = threading.Lock()
-_installed: tuple[Guard, object, object] | None = None
+_lock = threading.RLock()  # what fails half-way is undone inside it
+_installed: tuple[Guard, object, object, object] | None = None
 
 
 def install(
@@ -52,20 +52,26 @@ def install(
     arguments = {name: value for name, value in locals().items() if name != "app"}
     global _installed
     with _lock:
+        # As it was asked for, and what that meant: the same words may mean another directory by now.
+        asked = arguments, {key: os.environ[key] for key in os.environ if key.startswith(PREFIX)}
         config = read_config(arguments)
         if _installed is not None:
-            guard, installed_app, installed_config = _installed
-            if installed_app is app and installed_config == config:
+            guard, installed_app, installed_asked, installed_config = _installed
+            if installed_app is app and (installed_asked == asked or installed_config == config):
                 return guard
             raise AlreadyInstalledError(
                 "loopguard is installed already, for another app or with other options; uninstall() it first"
             )
         followed = None if app is None else StarletteApp(app)
         guard = Guard(config)
-        guard.start(on_uninstall=lambda: _forget(guard))
-        if followed is not None:
-            guard.follow(followed)
-        _installed = guard, app, config
+        try:
+            guard.start(on_uninstall=lambda: _forget(guard))
+            if followed is not None:
+                guard.follow(followed)
+        except BaseException:
+            guard.uninstall()
+            raise
+        _installed = guard, app, asked, config
         atexit.register(guard.uninstall)
         return guard
 
@@ -94,7 +100,7 @@ def uninstall() -> None:
 def _after_fork() -> None:
     """A child has none of our threads: it is not guarded, and may install anew. Its locks are its own."""
     global _installed, _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()  # what fails half-way is undone inside it
     installed, _installed = _installed, None
     if installed is not None:
         atexit.unregister(installed[0].uninstall)

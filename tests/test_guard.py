@@ -364,11 +364,12 @@ class UnluckyError(Exception):
     """What a listener raises."""
 
 
+@pytest.mark.parametrize("error", [UnluckyError("not today"), SystemExit("not today")])
 def test_a_listener_that_raises_is_contained_counted_and_said_once(
-    caplog: pytest.LogCaptureFixture, tmp_path: Path
+    error: BaseException, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     def unlucky(stall: Stall) -> None:
-        raise UnluckyError("not today")
+        raise error
 
     caplog.set_level(logging.INFO, "loopguard")
     guard = install(on_stall=unlucky, jsonl=tmp_path / "x", log=True)
@@ -378,7 +379,7 @@ def test_a_listener_that_raises_is_contained_counted_and_said_once(
     assert len((tmp_path / "x").read_text().splitlines()) == guard.stats()["stalls"]
     said = [vars(record) for record in caplog.records if "trouble" in record.message]
     assert [record["error"] for record in said] == ["not today"]
-    assert said[0]["trouble"].startswith(f"UnluckyError in {__name__}:")
+    assert said[0]["trouble"].startswith(f"{type(error).__name__} in {__name__}:")
     assert balanced(guard)
 
 

@@ -134,6 +134,34 @@ def test_an_identical_install_is_the_same_guard(tmp_path: Path) -> None:
     assert install(**options) is guard
 
 
+def test_an_identical_install_is_the_same_guard_in_another_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon goes to / between its start and its application's lifespan."""
+    guard = install()
+    monkeypatch.chdir(tmp_path)
+    assert install() is guard
+    with pytest.raises(loopguard.AlreadyInstalledError):
+        install(root=tmp_path)
+
+
+def test_an_install_that_fails_half_way_is_undone() -> None:
+    """As with an application that does not let itself be changed."""
+
+    class Frozen:
+        router = middleware_stack = None
+        __slots__ = ()
+
+        def build_middleware_stack(self) -> None: ...
+
+    before = left_in_process()
+    with pytest.raises((AttributeError, TypeError)):
+        install(Frozen())
+    assert changes_since(before) == {}
+    with install(budget=0.2) as guard:
+        assert guard.budget == 0.2
+
+
 @pytest.mark.parametrize("other", [{"budget": 0.2}, {"source": False}, {"ignore": "startup"}])
 def test_another_install_is_refused_and_changes_nothing(
     other: dict[str, Any], tmp_path: Path

@@ -179,7 +179,7 @@ class Reporter:
         for sink in self._sinks:
             try:
                 sink(report)
-            except Exception as error:
+            except BaseException as error:  # a listener may even call sys.exit()
                 self.counts.sink_errors += 1
                 self.trouble(error)
 
