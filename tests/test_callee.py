@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +28,10 @@ from tests.threads import blocked
 pytestmark = pytest.mark.core
 
 _read = os.read
+
+
+def callee_now(frame: FrameType) -> Callee | None:
+    return callee_of(frame, frame.f_lasti)
 
 
 class Slotted:
@@ -297,7 +301,7 @@ def test_the_c_function_that_a_blocked_thread_is_in_has_its_name(
 ) -> None:
     """Module and qualified name of the function or of the type, as the contract has it."""
     with blocked(lambda: case(peers), peers.release) as thread:
-        callee = callee_of(thread.frame)
+        callee = callee_now(thread.frame)
         assert callee is not None
         assert name_of(callee) == CALLS[case]
 
@@ -493,7 +497,7 @@ def test_what_could_only_be_found_by_running_code_is_unknown(
     """No name is invented, and neither property nor `__getattr__` runs a second time."""
     with blocked(lambda: case(peers), peers.release) as thread:
         ran = list(peers.ran)
-        assert callee_of(thread.frame) is None
+        assert callee_now(thread.frame) is None
         assert peers.ran == ran
 
 
@@ -501,7 +505,7 @@ SEEN: list[Callee | None] = []
 
 
 def _see(*_arguments: object, **_options: object) -> Any:
-    SEEN.append(callee_of(sys._getframe(1)))
+    SEEN.append(callee_now(sys._getframe(1)))
     return see
 
 
@@ -514,10 +518,10 @@ class Seer:
     member = SimpleNamespace(see=see)
 
     def __enter__(self) -> None:
-        SEEN.append(callee_of(sys._getframe(1)))
+        SEEN.append(callee_now(sys._getframe(1)))
 
     def __exit__(self, *_error: object) -> None:
-        SEEN.append(callee_of(sys._getframe(1)))
+        SEEN.append(callee_now(sys._getframe(1)))
 
 
 SHAPES = {
@@ -588,7 +592,7 @@ def test_a_frame_that_calls_nothing_has_no_callee() -> None:
     waiting = generator()
     next(waiting)
     frame = getattr(waiting, "gi_frame")  # noqa: B009
-    assert callee_of(frame) is None
+    assert callee_now(frame) is None
 
 
 def test_a_very_long_function_is_not_taken_apart() -> None:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from loopguard.capture.variables import UNKNOWN, local
 from loopguard.evidence import Callee
 
-_LONGEST = 64_000  # bytes of code: taking a longer function apart would hold the GIL too long
+_LONGEST = 16_000  # bytes of code: to take a longer function apart takes the watchdog a tenth of a second
 _CALLS = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "PRECALL"}
 _ENTERS = {"BEFORE_WITH", "LOAD_SPECIAL"}
 _PLUMBING = {"CACHE", "PUSH_NULL", "NOP", "EXTENDED_ARG", "KW_NAMES", "COPY", "RESUME"}
@@ -53,9 +53,9 @@ class _Path(NamedTuple):
     attributes: tuple[str, ...]
 
 
-def callee_of(frame: FrameType) -> Callee | None:
-    """What `frame` is calling at this moment; None where it calls nothing, or where that cannot be known."""
-    path = _path_at(frame.f_code, frame.f_lasti)
+def callee_of(frame: FrameType, lasti: int) -> Callee | None:
+    """What `frame` calls at the instruction `lasti`; None where it calls nothing, or where that cannot be known."""
+    path = _path_at(frame.f_code, lasti)
     if path is None:
         return None
     value = _look_up(frame, path)

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
 from time import monotonic_ns
-from types import CodeType, CoroutineType
+from types import CodeType, CoroutineType, FrameType
 from typing import Any
 
 from loopguard.capture import iteration, stacks, system_calls
 from loopguard.capture.callee import callee_of
 from loopguard.capture.clocks import thread_cpu_ns
 from loopguard.capture.contexts import ContextReader
-from loopguard.evidence import ActiveRequest, Iteration, Look, RawFrame
+from loopguard.evidence import ActiveRequest, Iteration, Look, RawFrame, Wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +49,24 @@ class Observer:
     ) -> Look:
         """Look at the subject's thread. To be the first thing that its caller does with the GIL.
 
-        Nothing before the callee may let the GIL go: a callback that waits for it would run on,
-        and the line that it was on would be lost.
+        Nothing before the wait may let the GIL go: a callback that waits for it would run on,
+        and the line that it was on would be lost. What is gone soonest comes first: the callee
+        may take so long to find, the first time, that the interpreter hands the GIL over.
         """
         at_ns = monotonic_ns()
         frame = sys._current_frames().get(subject.thread_id)
         task = asyncio.current_task(subject.loop)
         live = self.contexts.running(subject.context_address, task)
         context = None if live is None else live.copy()
+        request = None if context is None else self.request_of(context)
         everything, run_once = stacks.walk(frame, iteration.RUN_ONCE)
         stack = _callback(everything, subject)
         if not stack or frame is None:
             return Look(asked_ns=asked_ns, at_ns=at_ns, key=None, stack=())
-        callee = callee_of(frame)
         began = None if read_iteration is None else read_iteration(run_once)
+        cpu_ns = thread_cpu_ns(subject.native_id) if self.cpu_clock else None
+        callee = callee_of(frame, stack[0].lasti)
+        wait = self._wait(subject, frame, stack[0].lasti)
         del frame, run_once
         name, coroutine = _describe(task)
         return Look(
@@ -74,11 +78,17 @@ class Observer:
             context=context,
             task=name,
             coroutine=coroutine,
-            request=None if context is None else self.request_of(context),
+            request=request,
             iteration=began,
-            cpu_ns=thread_cpu_ns(subject.native_id) if self.cpu_clock else None,
-            wait=system_calls.waiting_in(subject.native_id) if self.system_calls else None,
+            cpu_ns=cpu_ns,
+            wait=wait,
         )
+
+    def _wait(self, subject: Subject, frame: FrameType, lasti: int) -> Wait | None:
+        """What the thread waits in. To ask lets the GIL go: it counts if the thread did not go on meanwhile."""
+        wait = system_calls.waiting_in(subject.native_id) if self.system_calls else None
+        stands = sys._current_frames().get(subject.thread_id) is frame and frame.f_lasti == lasti
+        return wait if stands else None
 
 
 def _callback(stack: list[RawFrame], subject: Subject) -> list[RawFrame]:
