@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from loopguard.capture.variables import UNKNOWN, local
 from loopguard.evidence import Callee
 
-_LONGEST = 16_000  # bytes of code: to take a longer function apart takes the watchdog a tenth of a second
+_LONGEST = 16_000  # bytes of code: a longer function takes a tenth of a second to take apart
 _CALLS = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "PRECALL"}
 _ENTERS = {"BEFORE_WITH", "LOAD_SPECIAL"}
 _PLUMBING = {"CACHE", "PUSH_NULL", "NOP", "EXTENDED_ARG", "KW_NAMES", "COPY", "RESUME"}
