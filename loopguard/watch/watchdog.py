@@ -95,9 +95,6 @@ class Watchdog:
         heart = Heartbeat(loop, self._alarms.new(), self._shared)
         self._watches[heart.alarm] = watch = _Watch(heart)
         self._prepare(watch)
-        heart.alarm.arm(
-            1
-        )  # so that the watchdog prepares for this kind of loop before the first look
         return heart
 
     def set_budget(self, budget_ns: int) -> None:
