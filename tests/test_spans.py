@@ -191,6 +191,15 @@ class TestWhere:
         assert tracing.stall().parent is None
         assert tracing.stall().context.trace_id != late.get_span_context().trace_id
 
+    def test_in_the_requests_own_root_span_it_is_however_late_that_began(
+        self, tracing: Tracing
+    ) -> None:
+        """The record names that trace: there it is to be found."""
+        own = tracing.start("request", STARTED_NS + 50 * MS)
+        tracing.tell(make_report(request_of(own, STARTED_NS + 51 * MS), context=inside(own)))
+        assert parent_id(tracing.stall()) == span_id(own)
+        assert times(tracing.stall()) == (STARTED_NS + 50 * MS, ENDED_NS)
+
     @pytest.mark.parametrize(
         "late_ms, error_ms, is_child",
         [(5, 0, True), (6, 0, False), (6, 6, True), (40, 40, True), (41, 40, False)],

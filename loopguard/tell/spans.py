@@ -84,7 +84,7 @@ def _place(report: Report) -> _Place:
     active = report.context.copy().run(trace.get_current_span)
     begin_ns, end_ns = _time_ns(active, "start_time"), _time_ns(active, "end_time")
     if begin_ns is not None and begin_ns - report.started_ns > _tolerance_ns(report):
-        return _beside(active, end_ns, report)
+        return _beside(active, begin_ns, end_ns, report)
     return _under(active, begin_ns, end_ns)
 
 
@@ -99,7 +99,7 @@ def _under(parent: Span, begin_ns: int | None, end_ns: int | None) -> _Place:
     return _Place(trace.set_span_in_context(parent, Context()), begin_ns, end_ns)
 
 
-def _beside(late: Span, late_end_ns: int | None, report: Report) -> _Place:
+def _beside(late: Span, begin_ns: int, late_end_ns: int | None, report: Report) -> _Place:
     """The place of a stall in which the active span began in mid-stall: under that one's parent.
 
     The SDK tells the parent's ids, but not when it began and ended. Bounds are known, so that Jaeger does not find the
@@ -107,11 +107,17 @@ def _beside(late: Span, late_end_ns: int | None, report: Report) -> _Place:
     """
     parent = getattr(late, "parent", None)
     if not isinstance(parent, SpanContext):
-        return _Place(Context())
-    parent, begin_ns = _oldest_in_mid_stall(report, parent)
+        # A request stays the owner of its stall, however long the system kept the thread from opening its span.
+        return _under(late, begin_ns, late_end_ns) if _is_own(late, report) else _Place(Context())
+    parent, begun_ns = _oldest_in_mid_stall(report, parent)
     if late_end_ns is not None and report.ended_ns - late_end_ns > _tolerance_ns(report):
         late_end_ns = None
-    return _under(NonRecordingSpan(parent), begin_ns, late_end_ns)
+    return _under(NonRecordingSpan(parent), begun_ns, late_end_ns)
+
+
+def _is_own(span: Span, report: Report) -> bool:
+    request, found = report.stall.request, span.get_span_context()
+    return request is not None and request.span_id == trace.format_span_id(found.span_id)
 
 
 def _oldest_in_mid_stall(report: Report, parent: SpanContext) -> tuple[SpanContext, int | None]:
