@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import time
+from typing import Any
 
 try:
     import resource
@@ -13,6 +15,19 @@ try:
 except ImportError:  # Windows
     _THREAD = None
 
+
+def _find_pread() -> Any:
+    """pread(2) that keeps the GIL; os.pread lets it go, and who calls it must fight to have it back."""
+    try:
+        pread = ctypes.PyDLL(None).pread
+    except (OSError, TypeError, AttributeError):  # Windows
+        return None
+    pread.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long)
+    pread.restype = ctypes.c_ssize_t
+    return pread
+
+
+_pread = _find_pread()
 _PER_THREAD_CPU = 6  # CPUCLOCK_PERTHREAD_MASK | CPUCLOCK_SCHED, linux/posix-timers.h
 
 
@@ -40,6 +55,7 @@ class RunDelay:
 
     def __init__(self, native_id: int) -> None:
         self._fd: int | None = None
+        self._buffer = ctypes.create_string_buffer(64)
         try:
             self._fd = os.open(f"/proc/self/task/{native_id}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -52,8 +68,9 @@ class RunDelay:
         if self._fd is None:
             return None
         try:
-            return int(os.pread(self._fd, 64, 0).split()[1])
-        except (OSError, ValueError, IndexError):
+            size = _pread(self._fd, self._buffer, 64, 0)
+            return int(self._buffer.raw[: max(size, 0)].split()[1])
+        except (ValueError, IndexError, TypeError):
             return None
 
     def close(self) -> None:

@@ -17,6 +17,8 @@ from loopguard.capture.clocks import thread_cpu_ns
 from loopguard.capture.contexts import ContextReader
 from loopguard.evidence import ActiveRequest, Iteration, Look, RawFrame, Wait
 
+_HEARTBEAT = "loopguard.watch.heartbeat"
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -96,7 +98,9 @@ def _callback(stack: list[RawFrame], subject: Subject) -> list[RawFrame]:
     depth = subject.base_depth
     if depth and (len(stack) < depth or stack[-depth].code is not subject.base_code):
         return []
-    return stack[: len(stack) - depth]
+    callback = stack[: len(stack) - depth]
+    # Our own heartbeat: what held the loop is over.
+    return [] if callback and callback[-1].module == _HEARTBEAT else callback
 
 
 def _key(began: Iteration | None, task: int, context: int, stack: list[RawFrame]) -> object:

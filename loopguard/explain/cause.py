@@ -128,7 +128,18 @@ def _not_run(held: Held, duration: int, budget_ns: int, switch_ns: int) -> bool:
     asleep = sum(_suspended(look, switch_ns) for look in held.looks)
     if not held.looks and held.beat.cpu_ns < duration // 10:
         asleep = duration
-    return duration - max(delay, asleep) < budget_ns
+    # What it was seen to spend itself is its own, however long the system kept it waiting beside that.
+    spent = cpu_seconds(held) * 1e9 + max(0.0, _seen_waiting(held) - asleep)
+    return duration - max(delay, asleep) < budget_ns and spent < budget_ns
+
+
+def _seen_waiting(held: Held) -> float:
+    """Nanoseconds for which the looks saw it wait in a system call, other than for a lock or the GIL."""
+    return sum(
+        weight * 1e9
+        for look, weight in weigh(held)
+        if look.wait is not None and look.wait.call != "futex"
+    )
 
 
 def _suspended(look: Look, switch_ns: int) -> int:

@@ -79,6 +79,10 @@ def _start(
     earliest = beat.last_ns if previous is None else previous[-1].at_ns
     latest = max(earliest, min(first.at_ns, _starved_since(first, switch_ns)))
     began = _iteration_start(group)
+    called = _call_of_request(first, earliest, latest)
+    if called is not None:
+        known = earliest if began is None else max(earliest, min(began, called))
+        return _Start(max(known, called - _LEAD_NS), called, called)
     if began is None or first.iteration is None:
         return _by_request(first, earliest, latest)
     exactly = began + first.iteration.error_ns
@@ -90,20 +94,27 @@ def _start(
     earliest = max(earliest, began)
     if first.iteration.index == 0:
         return _Start(earliest, exactly, max(earliest, exactly))
-    request = first.request
-    if request is not None and earliest <= request.started_ns <= latest:
-        # A task takes one step in an iteration: this one called our layer, which noted the time.
-        return _Start(
-            max(earliest, request.started_ns - _LEAD_NS), request.started_ns, request.started_ns
-        )
     likely = latest
     if first.wait is not None and first.cpu_ns is not None:
         # What ran before it in this iteration took some of the CPU time; the one that waits took next to none.
         likely = min(latest, exactly + first.cpu_ns - beat.cpu_start_ns + _WAITER_NS)
-    if request is not None:
+    if first.request is not None:
         likely = min(likely, exactly + _BEFORE_NS)
     # Callbacks that no look saw may have run before it. Half the unknown time is held against none of them.
     return _Start(earliest, max(earliest, likely), (earliest + latest) // 2)
+
+
+def _call_of_request(first: Look, earliest: int, latest: int) -> int | None:
+    """When this very callback called our layer, which noted the time; None where an earlier one did.
+
+    A task takes one step in an iteration. That the request began in it also holds where `loop.time()` has refreshed
+    the time of the iteration: then it began even earlier.
+    """
+    if first.request is None or first.iteration is None:
+        return None
+    called = first.request.started_ns
+    within = max(earliest, first.iteration.started_ns) <= called <= latest
+    return called if within else None
 
 
 def _by_request(first: Look, earliest: int, latest: int) -> _Start:
