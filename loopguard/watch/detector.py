@@ -107,8 +107,8 @@ def _start(
 def _call_of_request(first: Look, earliest: int, latest: int) -> int | None:
     """When this very callback called our layer, which noted the time; None where an earlier one did.
 
-    A task takes one step in an iteration. That the request began in it also holds where `loop.time()` has refreshed
-    the time of the iteration: then it began even earlier.
+    A task takes one step in an iteration. Where `loop.time()` refreshed the time of the iteration before that call,
+    the iteration began even earlier, and it holds all the same.
     """
     if first.request is None or first.iteration is None:
         return None

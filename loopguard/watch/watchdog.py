@@ -21,7 +21,7 @@ from loopguard.watch.heartbeat import Heartbeat, Pace, Watching
 from loopguard.watch.loops import is_uvloop
 from loopguard.watch.timer import Alarm, Alarms
 
-# Looks follow each other at this part of the budget while a verdict is near, and at this part of the stall's age
+# Looks follow each other at this part of the budget while a verdict is near, and at this part of the callback's age
 # after it: a stall of an hour gets some two hundred.
 _OF_BUDGET = 12
 _OF_AGE = 16
@@ -30,12 +30,24 @@ _QUICKEST_NS = 1_000_000
 
 @dataclass(slots=True)
 class _Watch:
-    """One heartbeat, the looks since it was last heard, and the time for which the next one was asked."""
+    """One heartbeat, and the looks since it was last heard.
+
+    `next_ns` is the time for which the next look was asked, `since_ns` when the callback that runs was first seen.
+    """
 
     heart: Heartbeat
     looks: list[Look] = field(default_factory=list)
     next_ns: int = 0
+    since_ns: int = 0
     read_iteration: iteration.Reader | None = None
+
+    def add(self, look: Look) -> None:
+        last = self.looks[-1] if self.looks else None
+        if last is None or last.key != look.key:
+            self.since_ns = look.at_ns
+        if last is not None and last.stack == look.stack:
+            look = replace(look, stack=last.stack)  # keep it once
+        self.looks.append(look)
 
 
 class Watchdog:
@@ -156,9 +168,7 @@ class Watchdog:
                 starved = (own_delay.read() or 0) - delay
                 waits = voluntary_switches() - switches
                 look = replace(look, gil_waits=waits, starved_ns=starved)
-                if watch.looks and watch.looks[-1].stack == look.stack:
-                    look = replace(look, stack=watch.looks[-1].stack)  # keep it once
-                watch.looks.append(look)
+                watch.add(look)
             self._judge(watch)
             self._plan(alarm, watch)
 
@@ -219,7 +229,7 @@ class Watchdog:
             watch.next_ns = 0
             alarm.arm(overdue)
             return
-        age = now - heart.last_ns
+        age = now - watch.since_ns if watch.looks else 0
         gap = self.budget_ns // _OF_BUDGET if age < 2 * self.budget_ns else age // _OF_AGE
         watch.next_ns = now + max(gap, _QUICKEST_NS)
         alarm.arm(watch.next_ns)
