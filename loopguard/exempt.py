@@ -7,13 +7,26 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import Context, ContextVar
 from fnmatch import fnmatchcase
+from time import monotonic_ns
 from types import TracebackType
 from typing import ParamSpec, TypeVar, cast
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_reasons: ContextVar[tuple[str, ...]] = ContextVar("loopguard_allowed", default=())
+
+class _Permit:
+    """One block while it is entered, and when it was left (CLOCK_MONOTONIC): a task that was started in it carries
+    it on in its context for as long as it lives."""
+
+    __slots__ = ("left_ns", "reason")
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        self.left_ns: int | None = None
+
+
+_permits: ContextVar[tuple[_Permit, ...]] = ContextVar("loopguard_allowed", default=())
 """Of the blocks that the code is in, the innermost last."""
 
 
@@ -31,7 +44,7 @@ class allow_blocking:  # noqa: N801 - used like a function: a context manager an
         self._reason = reason
 
     def __enter__(self) -> None:
-        _reasons.set((*_reasons.get(), self._reason))
+        _permits.set((*_permits.get(), _Permit(self._reason)))
 
     def __exit__(
         self,
@@ -40,7 +53,9 @@ class allow_blocking:  # noqa: N801 - used like a function: a context manager an
         traceback: TracebackType | None,
     ) -> None:
         # No tokens: several tasks may be in one instance at a time, and each has a context of its own.
-        _reasons.set(_reasons.get()[:-1])
+        *outer, left = _permits.get()
+        left.left_ns = monotonic_ns()
+        _permits.set(tuple(outer))
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         if inspect.iscoroutinefunction(function):
@@ -69,10 +84,12 @@ def _around_coroutine(
     return allowed
 
 
-def reason_in(context: Context) -> str | None:
-    """Why the code that runs in `context` may block; None where it may not."""
-    reasons = context.get(_reasons)
-    return reasons[-1] if reasons else None
+def reason_in(context: Context, since_ns: int = 0) -> str | None:
+    """Why code that ran in `context` may block, in blocks that were not left before `since_ns`; None if it may not."""
+    for permit in reversed(context.get(_permits) or ()):
+        if permit.left_ns is None or permit.left_ns >= since_ns:
+            return permit.reason
+    return None
 
 
 def matches(patterns: Iterable[str], names: Iterable[str | None]) -> str | None:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Protocol
 
 from loopguard.capture import system_calls
-from loopguard.capture.clocks import thread_cpu_works
+from loopguard.capture.clocks import run_delay_works, thread_cpu_works
 from loopguard.capture.collector import CollectorClock
 from loopguard.capture.contexts import ContextReader
 from loopguard.capture.lifespan import Lifespan
@@ -153,6 +153,7 @@ class _Engine:
             "thread_cpu": thread_cpu_works(),
             "contexts": self._contexts.reads_threads,
             "system_calls": system_calls.works(native_id),
+            "run_delay": run_delay_works(native_id),
         }
         self.reporter = Reporter(
             self._explainer().explain, self._sinks(), config.ignore, config.log
@@ -207,7 +208,7 @@ class _Engine:
         while self._apps:
             self._apps.pop().leave()
         for heart in self.watchdog.hearts:
-            _stop_on_its_thread(heart)
+            _on_its_thread(heart, heart.stop)
         self.watchdog.settle(timeout=0.5)
         self.watchdog.stop()
         self.reporter.stop(timeout=5)
@@ -230,6 +231,8 @@ class _Engine:
     def reconfigure(self, config: Config) -> None:
         self._config = config
         self.watchdog.set_budget(int(config.budget * 1e9))
+        for heart in self.watchdog.hearts:
+            _on_its_thread(heart, heart.renew)
 
     def flush(self, timeout: float) -> bool:
         until = monotonic() + timeout
@@ -364,13 +367,13 @@ def _nothing() -> None:
     pass
 
 
-def _stop_on_its_thread(heart: Heartbeat) -> None:
-    """Stop a heartbeat where its handles may be touched: at once on its own thread, else as soon as that is free."""
+def _on_its_thread(heart: Heartbeat, act: Callable[[], None]) -> None:
+    """Act where a heartbeat's handles may be touched: at once on its own thread, else as soon as that is free."""
     subject = heart.subject
     if subject is None or subject.thread_id == threading.get_ident():
-        heart.stop()
+        act()
         return
     try:
-        heart.loop.call_soon_threadsafe(heart.stop)
+        heart.loop.call_soon_threadsafe(act)
     except RuntimeError:
-        heart.stop()  # the loop is closed
+        act()  # the loop is closed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextvars import Context, copy_context
 
@@ -169,3 +170,12 @@ def test_a_pattern_matches_a_whole_name_with_its_case(
     patterns: list[str], names: list[str | None], found: str | None
 ) -> None:
     assert matches(patterns, names) == found
+
+
+def test_a_task_started_in_a_block_may_not_block_after_the_block_was_left() -> None:
+    """It carries the context on; what it does within the block's time is still allowed."""
+    with allow_blocking("starts a worker"):
+        inherited = copy_context()
+        entered = time.monotonic_ns()
+    assert reason_in(inherited, since_ns=entered) == "starts a worker"
+    assert reason_in(inherited, since_ns=time.monotonic_ns() + 1) is None

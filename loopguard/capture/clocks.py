@@ -79,6 +79,15 @@ class RunDelay:
             self._fd = None
 
 
+def run_delay_works(native_id: int) -> bool:
+    """Whether the system tells how long this thread of ours was kept waiting for a CPU."""
+    delay = RunDelay(native_id)
+    try:
+        return delay.read() is not None
+    finally:
+        delay.close()
+
+
 def voluntary_switches() -> int:
     """How often this thread has given up its CPU to wait (getrusage(2), RUSAGE_THREAD); 0 where nobody counts.
 

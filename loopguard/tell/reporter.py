@@ -157,7 +157,7 @@ class Reporter:
     def _tell(self, incident: Incident) -> None:
         explained = self._explain(incident)
         stall, context = explained.stall, explained.context
-        reason = reason_in(context) or self._ignored(stall)
+        reason = reason_in(context, incident.held.start_ns) or self._ignored(stall)
         if reason is not None:
             self.counts.exempt += 1
             self.counts.exempt_by_reason[reason] += 1

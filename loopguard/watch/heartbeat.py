@@ -83,6 +83,12 @@ class Heartbeat:
         self._run_delay.close()
         self.alarm.arm(1)
 
+    def renew(self) -> None:
+        """Beat now, and from now on at the new pace: the next beat was planned at the old one."""
+        if self.subject is not None and not self.stopped:
+            self._handle.cancel()
+            self._beat()
+
     def _first(self) -> None:
         frame = sys._getframe(1)
         self.subject = Subject(

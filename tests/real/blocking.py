@@ -165,7 +165,7 @@ async def by_socket(item: str) -> str:
 
 @router.get("/psycopg2/{item}")
 async def by_psycopg2(item: str, dsn: str) -> str:
-    import psycopg2  # type: ignore[import-untyped]
+    import psycopg2
 
     with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
         await asyncio.sleep(0)
