@@ -86,7 +86,8 @@ def _around_coroutine(
 
 def reason_in(context: Context, since_ns: int = 0) -> str | None:
     """Why code that ran in `context` may block, in blocks that were not left before `since_ns`; None if it may not."""
-    for permit in reversed(context.get(_permits) or ()):
+    permits = context.get(_permits)
+    for permit in reversed(permits or ()):
         if permit.left_ns is None or permit.left_ns >= since_ns:
             return permit.reason
     return None
