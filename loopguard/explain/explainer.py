@@ -71,7 +71,7 @@ class Explainer:
             call=call,
             waited_on=self._waited_on(cause, wait_of(held)[0]),
             holder=None,
-            stack=() if look is None else self._stack(look.stack),
+            stack=() if look is None or cause == "not_scheduled" else self._stack(look.stack),
             samples=len(held.looks),
             confidence=None if blamed is None else round(blamed.confidence, 4),
             phases=None,
