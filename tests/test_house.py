@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "watch": DATA | {"capture"},
     "tell": DATA,
     "guard": DATA | ENGINE,
-    "integrations": DATA | {"capture", "guard"},
+    "integrations": DATA | {"capture", "explain", "guard"},
     "installation": DATA | {"guard", "integrations"},
     "loopguard": DATA | {"guard", "installation"},
     "cli": DATA | {"tell", "loopguard"},

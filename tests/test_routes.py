@@ -13,7 +13,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Host, Mount, Route, Router
 
 from loopguard.capture.requests import Scope
-from loopguard.integrations.asgi import StarletteApp, WrappedApp, route_template
+from loopguard.explain.routes import route_template
+from loopguard.integrations.asgi import StarletteApp, WrappedApp
 
 pytestmark = pytest.mark.core
 
