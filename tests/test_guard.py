@@ -593,7 +593,7 @@ def test_each_signal_can_be_switched_off(
             {span.name for span in spans.get_finished_spans()},
         )
 
-    events = {"event_loop.guard", "event_loop.stall"}
+    events = {"event_loop.guard", "event_loop.stall", "event_loop.summary"}
     assert seen(log=True) == (events, {"event_loop.stall"})
     assert seen(log=True, traces=False) == (events, set())
     assert seen(log=False) == (set(), {"event_loop.stall"})

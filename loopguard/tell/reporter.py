@@ -16,8 +16,10 @@ from loopguard.record import Severity, Stall
 from loopguard.tell.limits import Limits
 from loopguard.tell.log import log_event
 from loopguard.tell.report import Report, Sink
+from loopguard.tell.summary import Summary
 
 GUARD = "event_loop.guard"
+SUMMARY = "event_loop.summary"
 TROUBLE = "event_loop.guard.trouble"
 LONGEST_QUEUE = 1000
 REMEMBERED = 256
@@ -76,6 +78,7 @@ class Reporter:
         self._queue: deque[Incident] = deque()
         self._notices: deque[Notice] = deque(maxlen=100)
         self._said: set[str] = set()
+        self._summary = Summary()
         self._changed = threading.Condition()
         self._busy = False
         self._stopping = False
@@ -136,6 +139,9 @@ class Reporter:
                 self.counts.stalls += 1
                 self.counts.dropped += 1
                 self.trouble(error)
+        summary = self._summary.fields()
+        if summary is not None and self._log:
+            self._note(Notice("info", SUMMARY, summary))
 
     def _next(self) -> Incident | Notice | None:
         """What to tell next; None when it is time to end."""
@@ -166,6 +172,7 @@ class Reporter:
         stall = replace(stall, suppressed=suppressed or 0)
         self._count(stall, suppressed is not None)
         self.stalls.append(stall)
+        self._summary.add(stall)
         held, offset = incident.held, incident.wall_offset_ns
         report = Report(
             stall=stall,

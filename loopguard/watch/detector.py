@@ -86,11 +86,14 @@ def _start(
     if began is None or first.iteration is None:
         return _by_request(first, earliest, latest)
     exactly = began + first.iteration.error_ns
-    if not earliest <= exactly <= latest:
+    if exactly > latest:
+        return _by_request(first, earliest, latest)
+    if exactly < earliest:  # the iteration of the callback before it, or of the last beat
         start = _by_request(first, earliest, latest)
-        # In the iteration of the callback before it, or of the last beat: the same half as below.
         half = (start.earliest_ns + latest) // 2
-        return start if exactly > latest else start._replace(latest_ns=half)
+        after_beat = first.request is not None and previous is None
+        likely = min(latest, start.earliest_ns + _BEFORE_NS) if after_beat else latest
+        return start._replace(likely_ns=likely, latest_ns=half)
     earliest = max(earliest, began)
     if first.iteration.index == 0:
         return _Start(earliest, exactly, max(earliest, exactly))
