@@ -101,7 +101,8 @@ class LateBeat:
     """A heartbeat that came late: the loop was held, or not run, somewhere between `last_ns` and `at_ns`.
 
     `cpu_ns`, `gc_ns` and `run_delay_ns` are what the loop's thread spent since the last beat on a CPU, in the
-    collector, and ready to run without getting a CPU; None where the platform does not tell.
+    collector, and ready to run without getting a CPU. The last is measured from the first look on, and scaled to the
+    whole; None without a look, or where the platform does not tell.
     """
 
     last_ns: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import weakref
 from collections.abc import Coroutine
 from contextvars import Context, ContextVar, copy_context
 from typing import Any
@@ -123,3 +124,23 @@ def test_ten_thousand_requests_leave_nothing_behind() -> None:
     gc.collect()
     assert len(table) == 0
     assert table.served == 10_000
+
+
+def test_requests_that_begin_in_each_others_context_leave_nothing_behind() -> None:
+    """As on a connection that is kept alive: no chain of contexts keeps the earlier ones."""
+
+    class Body:
+        pass
+
+    async def serve() -> None:
+        pass
+
+    table, bodies = RequestTable(), []
+    for _ in range(50):
+        body, coroutine = Body(), serve()
+        bodies.append(weakref.ref(body))
+        table.follow({"body": body}, coroutine)
+        coroutine.close()
+        del body, coroutine
+    assert [body() for body in bodies] == [None] * 50
+    assert len(table) == 0

@@ -12,7 +12,7 @@ from typing import Any
 from loopguard.evidence import ActiveRequest
 
 Scope = dict[str, Any]
-_Entry = tuple[Scope, int, Context, "weakref.ref[Any]"]
+_Key = weakref.ref[Any]
 
 
 class RequestTable:
@@ -22,9 +22,13 @@ class RequestTable:
     """
 
     def __init__(self) -> None:
-        self._live: dict[weakref.ref[Any], _Entry] = {}
-        self._current: ContextVar[_Entry | None] = ContextVar("loopguard_request", default=None)
-        self._count = itertools.count()
+        self._live: dict[_Key, tuple[Scope, int, Context]] = {}
+        self._forget = self._live.pop
+        # The variable holds the key alone: were it the entry, the contexts of requests that begin in each other's
+        # context would form a chain that nothing frees.
+        self._current: ContextVar[_Key | None] = ContextVar("loopguard_request", default=None)
+        self._enter = self._current.set
+        self._count = itertools.count(1)
         self.served = 0
 
     def __len__(self) -> int:
@@ -32,10 +36,10 @@ class RequestTable:
 
     def follow(self, scope: Scope, coroutine: Coroutine[Any, Any, None]) -> None:
         """Note that `coroutine` serves the request of `scope`, until it is gone. On the hot path of each request."""
-        reference = weakref.ref(coroutine, self._live.pop)
-        self._live[reference] = entry = (scope, monotonic_ns(), copy_context(), reference)
-        self._current.set(entry)
-        self.served = next(self._count) + 1
+        key = weakref.ref(coroutine, self._forget)
+        self._live[key] = (scope, monotonic_ns(), copy_context())
+        self._enter(key)
+        self.served = next(self._count)
 
     def of(self, context: Context) -> ActiveRequest | None:
         """The request that `context` belongs to, if it is still in flight.
@@ -43,7 +47,6 @@ class RequestTable:
         A context may be older than the request: uvicorn on asyncio starts later requests of a connection in the
         context of a large upload before them (python/cpython#140947).
         """
-        entry = context.get(self._current)
-        if entry is None or self._live.get(entry[3]) is not entry:
-            return None
-        return ActiveRequest(*entry)
+        key = context.get(self._current)
+        entry = None if key is None else self._live.get(key)
+        return None if key is None or entry is None else ActiveRequest(*entry, key)

@@ -126,7 +126,7 @@ def _not_run(held: Held, duration: int, budget_ns: int, switch_ns: int) -> bool:
     """Whether the system kept the thread from running for so long that the rest is within the budget."""
     delay = held.beat.run_delay_ns or 0
     asleep = sum(_suspended(look, switch_ns) for look in held.looks)
-    if not held.looks and held.beat.cpu_ns < duration // 10:
+    if not held.looks and held.beat.cpu_ns < budget_ns:
         asleep = duration
     # What it was seen to spend itself is its own, however long the system kept it waiting beside that.
     spent = cpu_seconds(held) * 1e9 + max(0.0, _seen_waiting(held) - asleep)

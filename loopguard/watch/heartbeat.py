@@ -66,7 +66,7 @@ class Heartbeat:
         self._run_delay = RunDelay(threading.get_native_id())
         self._cpu_ns = 0
         self._gc_ns = 0
-        self._delay_ns: int | None = None
+        self._noted: tuple[int, int] | None = None
         # An empty context of our own: the user's contextvars are not ours to keep alive.
         self._context = Context()
         self._handle: asyncio.Handle = loop.call_soon(self._first, context=self._context)
@@ -127,11 +127,16 @@ class Heartbeat:
         self.due_ns = now + interval
         self._cpu_ns = thread_time_ns()
         self._gc_ns = self._shared.collector_ns()
-        self._delay_ns = self._run_delay.read()
+        self._noted = None
         self._handle = self.loop.call_later(interval / 1e9, self._beat, context=self._context)
 
+    def note_run_delay(self) -> None:
+        """Called by the watchdog, at its first look since a beat. The beat itself has no time for it."""
+        if self._noted is None:
+            delay = self._run_delay.read()
+            self._noted = None if delay is None else (monotonic_ns(), delay)
+
     def _late_beat(self, now: int) -> LateBeat:
-        delay = self._run_delay.read()
         return LateBeat(
             last_ns=self.last_ns,
             due_ns=self.due_ns,
@@ -139,7 +144,13 @@ class Heartbeat:
             cpu_start_ns=self._cpu_ns,
             cpu_ns=thread_time_ns() - self._cpu_ns,
             gc_ns=self._shared.collector_ns() - self._gc_ns,
-            run_delay_ns=None
-            if delay is None or self._delay_ns is None
-            else delay - self._delay_ns,
+            run_delay_ns=self._estimated_run_delay(now),
         )
+
+    def _estimated_run_delay(self, now: int) -> int | None:
+        """Since the last beat: what it was since the first look, for the whole time."""
+        delay = self._run_delay.read()
+        if delay is None or self._noted is None:
+            return None
+        since, before = self._noted
+        return (delay - before) * (now - self.last_ns) // max(now - since, 1)

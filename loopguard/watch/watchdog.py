@@ -169,6 +169,7 @@ class Watchdog:
                 waits = voluntary_switches() - switches
                 look = replace(look, gil_waits=waits, starved_ns=starved)
                 watch.add(look)
+                watch.heart.note_run_delay()
             self._judge(watch)
             self._plan(alarm, watch)
 
