@@ -147,7 +147,6 @@ class _Engine:
         self._jsonl = None if config.jsonl is None else JsonLines(config.jsonl)
         self._ownership: Ownership | None = None
         self._running = False
-        self._joined: list[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = []
         native_id = threading.get_native_id()
         self._evidence = {
             "thread_cpu": thread_cpu_works(),
@@ -196,15 +195,13 @@ class _Engine:
             loop = None
         self.reporter.say(Notice("info", GUARD, self._introduction(loop)))
         if loop is not None:
-            self._join(loop)
+            self._begin(loop)
 
     def stop(self) -> None:
         if not self._running:
             return
         self._running = False
         self._hook.uninstall()
-        while self._joined:
-            _take_off(*self._joined.pop())
         while self._apps:
             self._apps.pop().leave()
         for heart in self.watchdog.hearts:
@@ -246,7 +243,7 @@ class _Engine:
             "watchdog_restarts": 0,
             "looks": self.watchdog.looks,
             "in_flight": len(self._requests),
-            "loops": len(self.watchdog.hearts),
+            "loops": sum(heart.loop.is_running() for heart in self.watchdog.hearts),
         }
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
@@ -264,24 +261,6 @@ class _Engine:
                 self.reporter.trouble(error)
 
         return end
-
-    def _join(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Watch a loop that runs already. Its `run_forever` is past our hook; what ends that is its `stop`."""
-        end, original = self._begin(loop), loop.stop
-
-        def stop_watched() -> None:
-            if (loop, stop_watched) in self._joined:
-                self._joined.remove((loop, stop_watched))
-                _take_off(loop, stop_watched)
-                end()
-            original()
-
-        try:
-            loop.stop = stop_watched  # type: ignore[method-assign]
-        except AttributeError as error:  # a foreign loop, written in C
-            self.reporter.trouble(error)
-            return
-        self._joined.append((loop, stop_watched))
 
     def _introduction(self, loop: asyncio.AbstractEventLoop | None) -> dict[str, object]:
         return {
@@ -347,12 +326,6 @@ _NOTHING: dict[str, int | float] = dict.fromkeys(
     ),
     0,
 )  # fmt: skip
-
-
-def _take_off(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
-    """Give a loop its own `stop` back. Where somebody has wrapped ours since, it stays there and does nothing more."""
-    if vars(loop).get("stop") is stop:
-        del loop.stop
 
 
 def _name_of(kind: type) -> str:

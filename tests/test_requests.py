@@ -25,7 +25,7 @@ def begin(
 ) -> Coroutine[Any, Any, None]:
     """A request begins in its own context, as each does."""
     coroutine = serve()
-    context.run(table.follow, scope, coroutine)
+    context.run(table.follower(), scope, coroutine)
     return coroutine
 
 
@@ -108,7 +108,7 @@ def test_ten_thousand_requests_leave_nothing_behind() -> None:
 
     async def run(kind: Any) -> None:
         coroutine = kind()
-        table.follow({"type": "http"}, coroutine)
+        table.follower()({"type": "http"}, coroutine)
         await coroutine
 
     async def main() -> None:
@@ -139,7 +139,7 @@ def test_requests_that_begin_in_each_others_context_leave_nothing_behind() -> No
     for _ in range(50):
         body, coroutine = Body(), serve()
         bodies.append(weakref.ref(body))
-        table.follow({"body": body}, coroutine)
+        table.follower()({"body": body}, coroutine)
         coroutine.close()
         del body, coroutine
     assert [body() for body in bodies] == [None] * 50

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import weakref
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from time import monotonic_ns
 from typing import Any
+from weakref import ref as reference
 
 from loopguard.evidence import ActiveRequest
 
 Scope = dict[str, Any]
-_Key = weakref.ref[Any]
+_Key = reference[Any]
 
 
 class RequestTable:
@@ -23,23 +23,33 @@ class RequestTable:
 
     def __init__(self) -> None:
         self._live: dict[_Key, tuple[Scope, int, Context]] = {}
-        self._forget = self._live.pop
         # The variable holds the key alone: were it the entry, the contexts of requests that begin in each other's
         # context would form a chain that nothing frees.
         self._current: ContextVar[_Key | None] = ContextVar("loopguard_request", default=None)
-        self._enter = self._current.set
-        self._count = itertools.count(1)
-        self.served = 0
+        self._count = itertools.count()
 
     def __len__(self) -> int:
         return len(self._live)
 
-    def follow(self, scope: Scope, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Note that `coroutine` serves the request of `scope`, until it is gone. On the hot path of each request."""
-        key = weakref.ref(coroutine, self._forget)
-        self._live[key] = (scope, monotonic_ns(), copy_context())
-        self._enter(key)
-        self.served = next(self._count)
+    @property
+    def served(self) -> int:
+        """How many requests have begun until now."""
+        return int(repr(self._count).removeprefix("count(").removesuffix(")"))
+
+    def follower(self) -> Callable[[Scope, Coroutine[Any, Any, None]], None]:
+        """What notes that a coroutine serves the request of a scope, until it is gone.
+
+        On the hot path of each request: a closure, since a method looks everything up anew.
+        """
+        live, forget, enter, count = self._live, self._live.pop, self._current.set, self._count
+
+        def follow(scope: Scope, coroutine: Coroutine[Any, Any, None]) -> None:
+            key = reference(coroutine, forget)
+            live[key] = (scope, monotonic_ns(), copy_context())
+            enter(key)
+            next(count)
+
+        return follow
 
     def of(self, context: Context) -> ActiveRequest | None:
         """The request that `context` belongs to, if it is still in flight.

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Coroutine, Iterable
 from types import FrameType, MethodType
-from typing import Any
+from typing import Any, Protocol, cast
 
 from loopguard.capture.lifespan import Lifespan, Receive, Send
 from loopguard.capture.requests import RequestTable, Scope
@@ -28,42 +28,49 @@ _FRAMEWORKS = {
 }
 
 
-class Layer:
-    """A plain callable that hands on the coroutine of the application inside it, and follows that.
+class Layer(Protocol):
+    """The application `app` with its requests followed, until `retire()` is called."""
+
+    app: ASGIApp
+    retire: Callable[[], None]
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]: ...
+
+
+def layer_around(
+    app: ASGIApp,
+    requests: RequestTable,
+    lifespan: Lifespan,
+    trouble: Callable[[BaseException], None],
+) -> Layer:
+    """A plain function that hands on the coroutine of the application inside it, and follows that.
 
     Not a coroutine function: a further coroutine around each request costs more than all the rest. So it can only
-    serve inside a Starlette stack, which calls it without asking for its kind.
+    serve inside a Starlette stack, which calls it without asking for its kind. Nor an object with `__call__`, which
+    costs more to call (`benchmarks/overhead.py`).
     """
+    follow = requests.follower()
+    retired = False
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        requests: RequestTable,
-        lifespan: Lifespan,
-        trouble: Callable[[BaseException], None],
-    ) -> None:
-        self.app = app
-        self._requests: RequestTable | None = requests
-        self._lifespan = lifespan
-        self._trouble = trouble
-
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
-        requests = self._requests
-        if requests is None:
-            return self.app(scope, receive, send)
+    def layer(scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        if retired:
+            return app(scope, receive, send)
         if scope["type"] == "lifespan":
-            receive, send = self._lifespan.follow(receive, send)
-            return self.app(scope, receive, send)
-        coroutine = self.app(scope, receive, send)
+            return app(scope, *lifespan.follow(receive, send))
+        coroutine = app(scope, receive, send)
         try:
-            requests.follow(scope, coroutine)
+            follow(scope, coroutine)
         except Exception as error:
-            self._trouble(error)
+            trouble(error)
         return coroutine
 
-    def retire(self) -> None:
-        """Do nothing from now on, where it cannot be taken out."""
-        self._requests = None
+    def retire() -> None:
+        nonlocal retired
+        retired = True
+
+    followed = cast(Layer, layer)
+    followed.app, followed.retire = app, retire
+    return followed
 
 
 class StarletteApp:
@@ -92,10 +99,10 @@ class StarletteApp:
         def put_into(stack: Any) -> Any:
             holder = _telemetry_in(stack) or stack
             if not hasattr(holder, "app"):
-                layer = Layer(stack, requests, lifespan, trouble)
+                layer = layer_around(stack, requests, lifespan, trouble)
                 self._holders.append((None, layer))
                 return layer
-            layer = Layer(holder.app, requests, lifespan, trouble)
+            layer = layer_around(holder.app, requests, lifespan, trouble)
             holder.app = layer
             self._holders.append((holder, layer))
             return stack
@@ -174,7 +181,7 @@ class WrappedApp:
         lifespan: Lifespan,
         trouble: Callable[[BaseException], None],
     ) -> None:
-        self._layer = Layer(self.app, requests, lifespan, trouble)
+        self._layer = layer_around(self.app, requests, lifespan, trouble)
 
     def leave(self) -> None:
         self._layer = None

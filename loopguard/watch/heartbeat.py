@@ -83,6 +83,12 @@ class Heartbeat:
         self._run_delay.close()
         self.alarm.arm(1)
 
+    def leave(self) -> None:
+        """The loop has stopped some time ago. On any thread, for nothing of it runs."""
+        self.stopped = True
+        self._handle.cancel()
+        self._run_delay.close()
+
     def renew(self) -> None:
         """Beat now, and from now on at the new pace: the next beat was planned at the old one."""
         if self.subject is not None and not self.stopped:

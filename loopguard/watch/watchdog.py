@@ -104,6 +104,9 @@ class Watchdog:
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> Heartbeat:
         """Watch a loop from its next iteration on. On the loop's thread."""
+        for earlier in self.hearts:
+            if earlier.loop is loop:  # it ran when it was begun, and has stopped since, unnoticed
+                earlier.leave()
         heart = Heartbeat(loop, self._alarms.new(), self._shared)
         self._watches[heart.alarm] = watch = _Watch(heart)
         self._prepare(watch)
@@ -179,6 +182,10 @@ class Watchdog:
         asked = max(watch.next_ns, heart.due_ns + self._shared.pace.slack_ns)
         subject = heart.subject
         if heart.stopped or heart.late or self._paused or subject is None or monotonic_ns() < asked:
+            return None
+        if not heart.loop.is_running():
+            # One that ran already when it was begun: nobody tells us of its stop.
+            heart.leave()
             return None
         return self._observer.look(subject, asked, watch.read_iteration)
 
