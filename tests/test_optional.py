@@ -177,7 +177,7 @@ def test_the_bare_wheel_catches_a_stall(bare: Environment) -> None:
     assert (record["trace_id"], record["request"]) == (None, None)
     logged = [json.loads(line) for line in stderr.splitlines()]
     events = {event["event"]: event for event in logged}
-    assert set(events) == {"event_loop.guard", "event_loop.stall"}
+    assert set(events) == {"event_loop.guard", "event_loop.stall", "event_loop.summary"}
     assert events["event_loop.guard"]["version"] == version_of(bare)
     assert events["event_loop.stall"]["stall_id"] == record["id"]
 
