@@ -41,6 +41,7 @@ class Config:
     budget: float = 0.1
     error_budget: float | None = None
     on_stall: Listener | None = None
+    on_ongoing: Listener | None = None
     jsonl: Path | None = None
     ignore: tuple[str, ...] = ()
     log: bool = True
@@ -198,6 +199,7 @@ _READERS: dict[str, _Reader] = {
     "budget": _seconds,
     "error_budget": _seconds,
     "on_stall": _listener,
+    "on_ongoing": _listener,
     "jsonl": _writable_file,
     "ignore": _names,
     "log": _switch,
@@ -210,7 +212,6 @@ _READERS: dict[str, _Reader] = {
 
 _NOT_BUILT = (
     "congestion_budget",
-    "on_ongoing",
     "metrics",
     "probe",
     "black_box",

@@ -101,15 +101,16 @@ class LateBeat:
     """A heartbeat that came late: the loop was held, or not run, somewhere between `last_ns` and `at_ns`.
 
     `cpu_ns`, `gc_ns` and `run_delay_ns` are what the loop's thread spent since the last beat on a CPU, in the
-    collector, and ready to run without getting a CPU. The last is measured from the first look on, and scaled to the
-    whole; None without a look, or where the platform does not tell.
+    collector, and ready to run without getting a CPU. The first is None where another thread had to ask for it and
+    the platform does not tell. The last is measured from the first look on, and scaled to the whole; None without a
+    look, or where the platform does not tell.
     """
 
     last_ns: int
     due_ns: int
     at_ns: int
     cpu_start_ns: int
-    cpu_ns: int
+    cpu_ns: int | None
     gc_ns: int
     run_delay_ns: int | None
 
@@ -133,9 +134,12 @@ class Held:
 class Incident:
     """A stall as the watchdog hands it on: the verdict, and what is gone by the time somebody explains it.
 
-    `wall_offset_ns` added to a time of CLOCK_MONOTONIC gives unix nanoseconds.
+    `wall_offset_ns` added to a time of CLOCK_MONOTONIC gives unix nanoseconds. Where it is `ongoing`, the callback
+    still held the loop when this was written, and the incident that follows at its end has the same `id`.
     """
 
+    id: str
+    ongoing: bool
     held: Held
     budget_ns: int
     thread: str

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Protocol
@@ -26,8 +27,7 @@ from loopguard.explain.ownership import Ownership
 from loopguard.record import Phase, Process, Stall
 from loopguard.tell.identity import Identity, own_version
 from loopguard.tell.jsonl import JsonLines
-from loopguard.tell.log import log_stall
-from loopguard.tell.report import Report, Sink
+from loopguard.tell.report import Report, Subscription
 from loopguard.tell.reporter import GUARD, Notice, Reporter
 from loopguard.tell.spans import Spans
 from loopguard.watch.heartbeat import Heartbeat, Pace, Watching
@@ -55,18 +55,24 @@ class Guard:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._apps: list[App] = []
         self._engine: _Engine | None = None
+        self._hook = LoopHook(self._begin)
         self._on_uninstall: Callable[[], None] | None = None
+        self._forked = False
 
     def start(self, on_uninstall: Callable[[], None]) -> None:
         """Begin to watch; does nothing where the option `enabled` is off."""
         self._on_uninstall = on_uninstall
         if self._config.enabled:
+            # The threads first: where the system grants none, nothing is patched yet.
             self._engine = _Engine(self._config)
             self._engine.start()
+            self._hook.install()
 
     def follow(self, app: App) -> None:
         """Tie stalls to the requests of this application too."""
+        self._apps.append(app)
         if self._engine is not None:
             self._engine.follow(app)
 
@@ -109,17 +115,47 @@ class Guard:
 
     def uninstall(self) -> None:
         """Stop, and leave nothing behind: no thread, timer, middleware, callback or patch."""
-        engine = self._engine
-        if engine is not None:
-            engine.stop()
+        self._hook.uninstall()
+        for app in self._apps:
+            app.leave()
+        self._apps.clear()
+        if self._engine is not None:
+            self._engine.stop()
+        self._forked = False
         if self._on_uninstall is not None:
             self._on_uninstall()
 
-    def abandon(self) -> None:
-        """In a forked child: be inert from now on. The parent goes on as before."""
-        if self._engine is not None:
-            self._engine.abandon()
+    def fork(self) -> None:
+        """In a forked child, where none of our threads is: be inert until a loop runs. The parent goes on as before."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            self._forked = True
+            for app in self._apps:
+                app.leave()
+            engine.abandon()
+
+    @property
+    def dormant(self) -> bool:
+        """Whether this is a forked child that has run no loop yet."""
+        return self._forked and self._engine is None
+
+    def revive(self) -> None:
+        """Guard a forked child anew."""
+        if self.dormant:
+            self._engine = _Engine(self._config)
+            for app in self._apps:
+                self._engine.follow(app)
+            self._engine.start()
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
+        """A loop is about to run. Never raises: the loop is the user's."""
+        try:
+            self.revive()
+        except Exception:
+            # No thread, no memory: then this child stays as it is. There is nothing yet to count it, or to tell.
             self._engine = None
+            self._forked = False
+        return _nothing if self._engine is None else self._engine.begin(loop)
 
     def __enter__(self) -> Guard:
         return self
@@ -141,10 +177,9 @@ class _Engine:
         self._config = config
         self._identity = Identity()
         self._requests = RequestTable()
-        self._lifespan = Lifespan()
+        self._lifespan = Lifespan(self._sum_up)
         self._collector = CollectorClock()
         self._contexts = ContextReader()
-        self._jsonl = None if config.jsonl is None else JsonLines(config.jsonl)
         self._ownership: Ownership | None = None
         self._running = False
         native_id = threading.get_native_id()
@@ -155,7 +190,7 @@ class _Engine:
             "run_delay": run_delay_works(native_id),
         }
         self.reporter = Reporter(
-            self._explainer().explain, self._sinks(), config.ignore, config.log
+            self._explainer().explain, self._subscriptions(), config.ignore, config.log
         )
         alarms: Alarms = new_alarms(lambda: self._config.budget / 2)
         self._evidence["kernel_timer"] = alarms.kernel
@@ -177,49 +212,38 @@ class _Engine:
             hand_on=self.reporter.put,
             surroundings=self._surroundings,
         )
-        self._hook = LoopHook(self._begin)
 
     def start(self) -> None:
         path = self._config.jsonl
         if path is not None and not path.exists():
             path.touch(mode=0o600)
         self._running = True
-        # The threads first: where the system grants none, nothing is patched yet.
         self.reporter.start()
         self.watchdog.start()
         self._collector.start()
-        self._hook.install()
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             loop = None
         self.reporter.say(Notice("info", GUARD, self._introduction(loop)))
         if loop is not None:
-            self._begin(loop)
+            self.begin(loop)
 
     def stop(self) -> None:
         if not self._running:
             return
         self._running = False
-        self._hook.uninstall()
-        while self._apps:
-            self._apps.pop().leave()
         for heart in self.watchdog.hearts:
             _on_its_thread(heart, heart.stop)
         self.watchdog.settle(timeout=0.5)
         self.watchdog.stop()
-        self.reporter.stop(timeout=5)
+        self.reporter.stop(timeout=_LAST_WORDS)
         self._collector.stop()
-        if self._jsonl is not None:
-            self._jsonl.close()
 
     def abandon(self) -> None:
         self._running = False
         self.watchdog.abandon()
-        self._hook.uninstall()
         self._collector.stop()
-        while self._apps:
-            self._apps.pop().leave()
 
     def follow(self, app: App) -> None:
         self._apps.append(app)
@@ -240,13 +264,14 @@ class _Engine:
         del counts["exempt_by_reason"]
         return {
             **counts,
-            "watchdog_restarts": 0,
+            "sink_errors": self.reporter.sink_errors,
+            "watchdog_restarts": self.watchdog.restarts,
             "looks": self.watchdog.looks,
             "in_flight": len(self._requests),
             "loops": sum(heart.loop.is_running() for heart in self.watchdog.hearts),
         }
 
-    def _begin(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
+    def begin(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
         """Watch a loop, on its own thread; returns what ends that. Never raises: the loop is the user's."""
         try:
             heart = self.watchdog.begin(loop)
@@ -273,19 +298,31 @@ class _Engine:
             or None,
         }
 
-    def _sinks(self) -> list[Sink]:
+    async def _sum_up(self) -> None:
+        """See that all is told before the application has ended, without holding its loop."""
+        try:
+            self.watchdog.settle(timeout=0)
+            self.reporter.sum_up()
+            until = monotonic() + _LAST_WORDS
+            while not self.flush(timeout=0) and monotonic() < until:  # noqa: ASYNC110 - threads end it
+                await asyncio.sleep(_MOMENT)
+        except Exception as error:
+            self.reporter.trouble(error)
+
+    def _subscriptions(self) -> list[Subscription]:
         """JSONL first: it is the quickest and outlives the process."""
-        sinks: list[Sink] = []
-        if self._jsonl is not None:
-            sinks.append(self._jsonl)
-        if self._config.log:
-            sinks.append(log_stall)
-        if self._config.traces:
-            sinks.append(Spans(own_version()))
-        listener = self._config.on_stall
-        if listener is not None:
-            sinks.append(lambda report: _call(listener, report))
-        return sinks
+        config, all_of_them = self._config, []
+        if config.jsonl is not None:
+            lines = JsonLines(config.jsonl)
+            all_of_them.append(Subscription("jsonl", lines, ongoing=True, close=lines.close))
+        if config.traces:
+            all_of_them.append(Subscription("spans", Spans(own_version())))
+        if config.on_stall is not None:
+            all_of_them.append(Subscription("on_stall", partial(_call, config.on_stall)))
+        if config.on_ongoing is not None:
+            listener = partial(_call, config.on_ongoing)
+            all_of_them.append(Subscription("on_ongoing", listener, final=False, ongoing=True))
+        return all_of_them
 
     def _explainer(self) -> Explainer:
         return Explainer(
@@ -318,6 +355,10 @@ class _Engine:
         own = 0 if culprit is None or culprit.ended else 1
         return phase, max(0, len(self._requests) - own)
 
+
+# Seconds that may pass with telling what is left, when the process, the application or the guard ends.
+_LAST_WORDS = 0.5
+_MOMENT = 0.005
 
 _NOTHING: dict[str, int | float] = dict.fromkeys(
     (

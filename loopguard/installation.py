@@ -55,6 +55,13 @@ def install(
         # As it was asked for, and what that meant: the same words may mean another directory by now.
         asked = arguments, {key: os.environ[key] for key in os.environ if key.startswith(PREFIX)}
         config = read_config(arguments)
+        if _installed is not None and _installed[0].dormant:
+            # A forked child that runs no loop yet: it may go on as its parent did, or begin anew in its own way.
+            inherited = _installed[0]
+            if _installed[1] is app and _installed[3] == config:
+                inherited.revive()
+                return inherited
+            inherited.uninstall()
         if _installed is not None:
             guard, installed_app, installed_asked, installed_config = _installed
             if installed_app is app and (installed_asked == asked or installed_config == config):
@@ -98,13 +105,11 @@ def uninstall() -> None:
 
 
 def _after_fork() -> None:
-    """A child has none of our threads: it is not guarded, and may install anew. Its locks are its own."""
-    global _installed, _lock
-    _lock = threading.RLock()  # what fails half-way is undone inside it
-    installed, _installed = _installed, None
-    if installed is not None:
-        atexit.unregister(installed[0].uninstall)
-        installed[0].abandon()
+    """A child has none of our threads: it is guarded from when it runs a loop. Its locks are its own."""
+    global _lock
+    _lock = threading.RLock()
+    if _installed is not None:
+        _installed[0].fork()
 
 
 if hasattr(os, "register_at_fork"):

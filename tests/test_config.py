@@ -254,7 +254,6 @@ def test_a_working_directory_that_is_gone_is_no_reason_to_fail(
     "name, value, variable",
     [
         ("congestion_budget", 0.2, "0.2"),
-        ("on_ongoing", listen, "listen"),
         ("metrics", True, "1"),
         ("metrics", "on", "on"),
         ("probe", True, "yes"),

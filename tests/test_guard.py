@@ -23,7 +23,7 @@ import loopguard
 from loopguard.capture import clocks, contexts, system_calls
 from loopguard.evidence import Held, Incident, LateBeat
 from loopguard.record import Stall
-from loopguard.tell.report import Report
+from loopguard.tell.report import Report, Subscription
 from loopguard.tell.reporter import LONGEST_QUEUE, REMEMBERED, Reporter
 from loopguard.watch import timer
 from tests.holding import (
@@ -361,7 +361,7 @@ def test_the_listener_is_called_off_the_loops_thread() -> None:
     guard = install(on_stall=lambda _: threads.append(threading.current_thread().name))
     run(hold())
     assert len(told(guard)) == 1
-    assert set(threads) == {"loopguard-reporter"}
+    assert set(threads) == {"loopguard-on_stall"}
 
 
 class UnluckyError(Exception):
@@ -441,7 +441,7 @@ def incident() -> Incident:
     beat = LateBeat(0, 1, 2, 0, 0, 0, None)
     held = Held(start_ns=0, error_ns=0, end_ns=2, looks=(), beat=beat)
     return Incident(
-        held=held, budget_ns=1, thread="MainThread", thread_id=1, loop="asyncio.Loop",
+        id="4711", ongoing=False, held=held, budget_ns=1, thread="MainThread", thread_id=1, loop="asyncio.Loop",
         phase=None, in_flight=0, wall_offset_ns=0,
     )  # fmt: skip
 
@@ -455,7 +455,11 @@ class Records:
         self.count = 0
         self._changes = changes
         self.reporter = Reporter(
-            self.explain, [self.told.append], ignore=(), log=False, clock=lambda: self.now
+            self.explain,
+            [Subscription("told", self.told.append)],
+            ignore=(),
+            log=False,
+            clock=lambda: self.now,
         )
 
     def explain(self, _incident: Incident) -> Explained:

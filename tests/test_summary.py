@@ -20,14 +20,14 @@ CULPRIT = Frame("app.py", 1, "app", "f", None, library=False)
 
 
 def test_nothing_seen_is_nothing_said() -> None:
-    assert Summary().fields() is None
+    assert Summary().take() is None
 
 
 def test_stalls_add_up_by_culprit_the_longest_first() -> None:
     summary = Summary()
     for line, duration in [(1, 0.2), (2, 0.5), (1, 0.4)]:
         summary.add(make_stall(culprit=replace(CULPRIT, line=line), duration=duration))
-    assert summary.fields() == {
+    assert summary.take() == {
         "stalls": 3,
         "blocked_s": 1.1,
         "worst": ["app.py:1 in f: 0.600 s in 2", "app.py:2 in f: 0.500 s in 1"],
@@ -38,7 +38,7 @@ def test_only_the_five_worst_are_named() -> None:
     summary = Summary()
     for line in range(WORST + 3):
         summary.add(make_stall(culprit=replace(CULPRIT, line=line), duration=1.0 + line))
-    fields = summary.fields()
+    fields = summary.take()
     assert fields is not None
     assert fields["worst"] == [
         f"app.py:{line} in f: {1.0 + line:.3f} s in 1" for line in (7, 6, 5, 4, 3)
@@ -48,7 +48,7 @@ def test_only_the_five_worst_are_named() -> None:
 def test_what_the_system_did_not_run_blames_nobody() -> None:
     summary = Summary()
     summary.add(make_stall(cause="not_scheduled", culprit=None, duration=2.0))
-    assert summary.fields() == {"stalls": 1, "blocked_s": 0.0, "worst": []}
+    assert summary.take() == {"stalls": 1, "blocked_s": 0.0, "worst": []}
 
 
 @pytest.mark.parametrize("seconds, events", [(0.3, ["guard", "stall", "summary"]), (0, ["guard"])])

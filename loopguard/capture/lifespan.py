@@ -18,9 +18,14 @@ _DEEPEST = 50
 
 
 class Lifespan:
-    """The phase, from the messages of the ASGI lifespan; None before it began and after it has ended."""
+    """The phase, from the messages of the ASGI lifespan; None before it began and after it has ended.
 
-    def __init__(self) -> None:
+    `ended` is awaited as the lifespan ends: a server may end its process right after, by a signal that runs no exit
+    handlers. It must not raise.
+    """
+
+    def __init__(self, ended: Callable[[], Awaitable[None]]) -> None:
+        self._ended = ended
         self._phase: Phase | None = None
         self._task: asyncio.Task[Any] | None = None
 
@@ -45,11 +50,14 @@ class Lifespan:
             return message
 
         async def send_followed(message: Message) -> None:
+            last = message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed")
+            if last:
+                await self._ended()
             await send(message)
-            if message["type"] == "lifespan.startup.complete":
-                self._phase = "serving"
-            elif message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+            if last:
                 self._phase = None
+            elif message["type"] == "lifespan.startup.complete":
+                self._phase = "serving"
 
         return receive_followed, send_followed
 

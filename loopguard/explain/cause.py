@@ -22,13 +22,15 @@ _LOCK_MODULES = {
 }
 
 
-def cpu_seconds(held: Held) -> float:
-    """Seconds of the stall that the loop's thread was on a CPU.
+def cpu_seconds(held: Held) -> float | None:
+    """Seconds of the stall that the loop's thread was on a CPU; None where that is not known.
 
     Between the looks at this callback that is known. Before the first and after the last other callbacks may have
     run since the last beat: there it is what was spent, but no more than the time that this one took.
     """
     beat = held.beat
+    if beat.cpu_ns is None:
+        return None
     duration = held.end_ns - held.start_ns
     looks = [(look.at_ns, look.cpu_ns) for look in held.looks if look.cpu_ns is not None]
     if not looks:
@@ -51,13 +53,16 @@ def cause_of(held: Held, budget_ns: int, switch_ns: int) -> Cause:
     computes, so only what is beyond twice of it counts as starved.
     """
     duration = max(held.end_ns - held.start_ns, 1)
+    cpu_time = cpu_seconds(held)
+    if cpu_time is None:
+        return "import" if _importing(held) >= _HALF else "unknown"
+    on_cpu = cpu_time * 1e9
     starved = _starved_share(held, switch_ns)
-    if _not_run(held, duration, budget_ns, switch_ns):
+    if _not_run(held, duration, on_cpu, budget_ns, switch_ns):
         return "not_scheduled"
     if not any(look.stack for look in held.looks):
         return "gil_wait" if starved >= _HALF else "unknown"
     wait = wait_of(held)[0]
-    on_cpu = cpu_seconds(held) * 1e9
     waits_for_gil = wait is not None and wait.call == "futex"
     if held.beat.gc_ns >= _HALF * duration and (on_cpu >= _HALF * duration or waits_for_gil):
         # Where another thread collects, this one waits for the GIL; in any other wait it lost nothing by it.
@@ -122,14 +127,14 @@ def _starved_of_gil(look: Look, switch_ns: int) -> int:
     return max(0, waited - 2 * switch_ns)
 
 
-def _not_run(held: Held, duration: int, budget_ns: int, switch_ns: int) -> bool:
+def _not_run(held: Held, duration: int, on_cpu: float, budget_ns: int, switch_ns: int) -> bool:
     """Whether the system kept the thread from running for so long that the rest is within the budget."""
     delay = held.beat.run_delay_ns or 0
     asleep = sum(_suspended(look, switch_ns) for look in held.looks)
-    if not held.looks and held.beat.cpu_ns < budget_ns:
+    if not held.looks and on_cpu < budget_ns:
         asleep = duration
     # What it was seen to spend itself is its own, however long the system kept it waiting beside that.
-    spent = cpu_seconds(held) * 1e9 + max(0.0, _seen_waiting(held) - asleep)
+    spent = on_cpu + max(0.0, _seen_waiting(held) - asleep)
     return duration - max(delay, asleep) < budget_ns and spent < budget_ns
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import uuid
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
@@ -58,13 +57,13 @@ class Explainer:
         trace_id, span_id = active_span(None if look is None else look.context)
         context = Context() if look is None or look.context is None else look.context
         stall = Stall(
-            id=uuid.uuid4().hex,
+            id=incident.id,
             started_at=(held.start_ns + incident.wall_offset_ns) / 1e9,
             duration=duration,
             duration_error=held.error_ns / 1e9,
             budget=budget_ns / 1e9,
             severity=severity_of(cause, duration, config.severe_from, incident.phase),
-            ongoing=False,
+            ongoing=incident.ongoing,
             phase=incident.phase,
             cause=cause,
             culprit=culprit,

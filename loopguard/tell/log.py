@@ -22,6 +22,7 @@ from loopguard.tell.stacktrace import stack_lines
 
 LOGGER = "loopguard"
 STALL = "event_loop.stall"
+ONGOING = "event_loop.stall.ongoing"
 
 _LEVELS: dict[Severity, int] = {
     "info": logging.INFO,
@@ -38,7 +39,8 @@ def log_stall(report: Report) -> None:
     """
     if report.allowed:
         stall = report.stall
-        report.context.copy().run(log_event, stall.severity, STALL, stall_fields(stall))
+        event = ONGOING if stall.ongoing else STALL
+        report.context.copy().run(log_event, stall.severity, event, stall_fields(stall))
 
 
 def stall_fields(stall: Stall) -> dict[str, object]:

@@ -29,4 +29,21 @@ class Report:
 
 
 Sink = Callable[[Report], None]
-"""Takes a report on the reporter's thread. It may raise: that is contained, counted and said once."""
+"""Takes a report on a thread of its own. It may raise or hang: that is contained, counted and said once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A sink that is to hear of stalls: of final records, of those that are still going on, or of both.
+
+    `close` ends the sink, on its own thread.
+    """
+
+    name: str
+    sink: Sink
+    final: bool = True
+    ongoing: bool = False
+    close: Callable[[], object] | None = None
+
+    def wants(self, stall: Stall) -> bool:
+        return self.ongoing if stall.ongoing else self.final

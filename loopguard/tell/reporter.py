@@ -1,12 +1,13 @@
-"""The one thread that tells: it takes incidents off a bounded queue, has them explained, and feeds the sinks."""
+"""The one thread that explains what is to be told: it takes incidents off a bounded queue and feeds the sinks."""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import monotonic
 from typing import Protocol
 
@@ -14,8 +15,9 @@ from loopguard.evidence import Incident
 from loopguard.exempt import matches, reason_in
 from loopguard.record import Severity, Stall
 from loopguard.tell.limits import Limits
-from loopguard.tell.log import log_event
-from loopguard.tell.report import Report, Sink
+from loopguard.tell.log import log_event, log_stall
+from loopguard.tell.outlet import Outlet
+from loopguard.tell.report import Report, Subscription
 from loopguard.tell.summary import Summary
 
 GUARD = "event_loop.guard"
@@ -51,18 +53,18 @@ class Counts:
     dropped: int = 0
     exempt: int = 0
     not_scheduled: int = 0
-    sink_errors: int = 0
     troubles: int = 0
     exempt_by_reason: Counter[str] = field(default_factory=Counter)
 
 
 class Reporter:
-    """Tells of incidents. `put` never blocks; all else happens on the reporter's own thread."""
+    """Tells of incidents. `put` never blocks; incidents are explained on the reporter's own thread, and each sink
+    works on one of its own."""
 
     def __init__(
         self,
         explain: Callable[[Incident], Explained],
-        sinks: list[Sink],
+        subscriptions: Sequence[Subscription],
         ignore: tuple[str, ...],
         log: bool,
         clock: Callable[[], float] = monotonic,
@@ -70,19 +72,26 @@ class Reporter:
         self.counts = Counts()
         self.stalls: deque[Stall] = deque(maxlen=REMEMBERED)
         self._explain = explain
-        self._sinks = sinks
         self._ignore = ignore
-        self._log = log
         self._clock = clock
         self._limits = Limits()
+        self._limits_of_ongoing = Limits()
         self._queue: deque[Incident] = deque()
-        self._notices: deque[Notice] = deque(maxlen=100)
         self._said: set[str] = set()
         self._summary = Summary()
         self._changed = threading.Condition()
         self._busy = False
         self._stopping = False
+        self._outlets = [(each, Outlet(each.name, self.trouble)) for each in subscriptions]
+        self._log = Outlet("log", self.trouble) if log else None
+        if self._log is not None:
+            self._outlets.append((Subscription("log", log_stall, ongoing=True), self._log))
         self._thread = threading.Thread(target=self._run, name="loopguard-reporter", daemon=True)
+
+    @property
+    def sink_errors(self) -> int:
+        """How many records a sink lost, summed over the sinks."""
+        return sum(outlet.lost for _, outlet in self._outlets)
 
     def start(self) -> None:
         # An empty context: the thread may not inherit (3.14: thread_inherit_context) that of a request.
@@ -92,18 +101,21 @@ class Reporter:
         """Queue an incident. Where the queue is full the oldest gives way, counted."""
         with self._changed:
             if len(self._queue) >= LONGEST_QUEUE:
-                self._queue.popleft()
-                self.counts.stalls += 1
-                self.counts.dropped += 1
+                self._lose(self._queue.popleft())
             self._queue.append(incident)
             self._changed.notify_all()
 
     def say(self, notice: Notice) -> None:
-        """Queue an event for the log, if that is on."""
-        if self._log:
-            with self._changed:
-                self._notices.append(notice)
-                self._changed.notify_all()
+        """Have an event logged, if the log is on."""
+        if self._log is not None:
+            self._log.put(lambda: log_event(notice.level, notice.event, notice.fields))
+
+    def sum_up(self) -> None:
+        """Log what was seen since this was called last, if anything was."""
+        with self._changed:
+            summary = self._summary.take()
+        if summary is not None:
+            self.say(Notice("info", SUMMARY, summary))
 
     def trouble(self, error: BaseException) -> None:
         """A failure of our own, on any thread: counted, and each kind of it said once."""
@@ -115,55 +127,61 @@ class Reporter:
 
     def flush(self, timeout: float) -> bool:
         """Wait until all that was put is told; False where that took longer than `timeout` seconds."""
+        until = self._clock() + timeout
         with self._changed:
-            return self._changed.wait_for(
-                lambda: not (self._queue or self._notices or self._busy), timeout
-            )
+            if not self._changed.wait_for(lambda: not (self._queue or self._busy), timeout):
+                return False
+        return all(outlet.flush(until - self._clock()) for _, outlet in self._outlets)
 
     def stop(self, timeout: float) -> None:
-        """Tell what is queued, for `timeout` seconds at most, and end the thread."""
+        """Tell what is queued, for `timeout` seconds at most, and end the threads."""
+        until = self._clock() + timeout
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout)
+        self._thread.join(timeout)
+        self.sum_up()
+        for subscription, outlet in self._outlets:
+            if subscription.close is not None:
+                outlet.put(subscription.close)
+            outlet.finish()
+        for _, outlet in self._outlets:
+            outlet.join(until - self._clock())
 
     def _run(self) -> None:
-        while (next_one := self._next()) is not None:
-            if isinstance(next_one, Notice):
-                self._note(next_one)
-                continue
+        while (incident := self._next()) is not None:
             try:
-                self._tell(next_one)
-            except Exception as error:
-                self.counts.stalls += 1
-                self.counts.dropped += 1
+                self._tell(incident)
+            except BaseException as error:
+                self._lose(incident)
                 self.trouble(error)
-        summary = self._summary.fields()
-        if summary is not None and self._log:
-            self._note(Notice("info", SUMMARY, summary))
 
-    def _next(self) -> Incident | Notice | None:
+    def _next(self) -> Incident | None:
         """What to tell next; None when it is time to end."""
         with self._changed:
             self._busy = False
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._queue or self._notices or self._stopping)
-            if not self._queue and not self._notices:
+            self._changed.wait_for(lambda: self._queue or self._stopping)
+            if not self._queue:
                 return None
             self._busy = True
-            return self._notices.popleft() if self._notices else self._queue.popleft()
+            return self._queue.popleft()
 
-    def _note(self, notice: Notice) -> None:
-        try:
-            log_event(notice.level, notice.event, notice.fields)
-        except Exception:  # the log itself fails: there is nobody left to tell
-            self.counts.sink_errors += 1
+    def _lose(self, incident: Incident) -> None:
+        """Count a stall that nobody will hear of. What was to be said of it while it lasted is no stall more."""
+        if not incident.ongoing:
+            self.counts.stalls += 1
+            self.counts.dropped += 1
 
     def _tell(self, incident: Incident) -> None:
         explained = self._explain(incident)
-        stall, context = explained.stall, explained.context
-        reason = reason_in(context, incident.held.start_ns) or self._ignored(stall)
+        stall = explained.stall
+        reason = reason_in(explained.context, incident.held.start_ns) or self._ignored(stall)
+        if stall.ongoing:
+            if reason is None and stall.cause != "not_scheduled":
+                admitted = self._limits_of_ongoing.admit(stall.fingerprint, self._clock())
+                self._hand_out(incident, explained, stall, admitted is not None)
+            return
         if reason is not None:
             self.counts.exempt += 1
             self.counts.exempt_by_reason[reason] += 1
@@ -172,23 +190,26 @@ class Reporter:
         stall = replace(stall, suppressed=suppressed or 0)
         self._count(stall, suppressed is not None)
         self.stalls.append(stall)
-        self._summary.add(stall)
+        with self._changed:
+            self._summary.add(stall)
+        self._hand_out(incident, explained, stall, suppressed is not None)
+
+    def _hand_out(
+        self, incident: Incident, explained: Explained, stall: Stall, allowed: bool
+    ) -> None:
         held, offset = incident.held, incident.wall_offset_ns
         report = Report(
             stall=stall,
-            context=context,
+            context=explained.context,
             started_ns=held.start_ns + offset,
             ended_ns=held.end_ns + offset,
             error_ns=held.error_ns,
-            allowed=suppressed is not None,
+            allowed=allowed,
             thread_id=incident.thread_id,
         )
-        for sink in self._sinks:
-            try:
-                sink(report)
-            except BaseException as error:  # a listener may even call sys.exit()
-                self.counts.sink_errors += 1
-                self.trouble(error)
+        for subscription, outlet in self._outlets:
+            if subscription.wants(stall):
+                outlet.put(partial(subscription.sink, report))
 
     def _ignored(self, stall: Stall) -> str | None:
         culprit, request = stall.culprit, stall.request

@@ -78,7 +78,7 @@ class Heartbeat:
         if self.subject is not None:
             now = monotonic_ns()
             if now - self.due_ns >= self._shared.pace.slack_ns:
-                self.late.append(self._late_beat(now))
+                self.late.append(self.overdue(now, thread_time_ns()))
             self.watched_ns += now - self.last_ns
         self._run_delay.close()
         self.alarm.arm(1)
@@ -121,7 +121,7 @@ class Heartbeat:
                 self._next(now)
                 self.alarm.arm(self.due_ns + slack)
             else:
-                self.late.append(self._late_beat(now))
+                self.late.append(self.overdue(now, thread_time_ns()))
                 self._next(now)
                 self.alarm.arm(1)
         except Exception as error:
@@ -142,13 +142,14 @@ class Heartbeat:
             delay = self._run_delay.read()
             self._noted = None if delay is None else (monotonic_ns(), delay)
 
-    def _late_beat(self, now: int) -> LateBeat:
+    def overdue(self, now: int, cpu_ns: int | None) -> LateBeat:
+        """The beat that is late by now, as if it had come. `cpu_ns` is the CPU clock of the loop's thread, if known."""
         return LateBeat(
             last_ns=self.last_ns,
             due_ns=self.due_ns,
             at_ns=now,
             cpu_start_ns=self._cpu_ns,
-            cpu_ns=thread_time_ns() - self._cpu_ns,
+            cpu_ns=None if cpu_ns is None else cpu_ns - self._cpu_ns,
             gc_ns=self._shared.collector_ns() - self._gc_ns,
             run_delay_ns=self._estimated_run_delay(now),
         )

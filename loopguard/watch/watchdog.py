@@ -10,10 +10,12 @@ from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass, field, replace
 from time import monotonic_ns
+from typing import NamedTuple
+from uuid import uuid4
 
 from loopguard.capture import iteration
 from loopguard.capture.clocks import RunDelay, voluntary_switches
-from loopguard.capture.looks import Observer, Subject
+from loopguard.capture.looks import Observer
 from loopguard.evidence import ActiveRequest, Held, Incident, LateBeat, Look
 from loopguard.record import Phase
 from loopguard.watch.detector import find_stalls
@@ -26,6 +28,19 @@ from loopguard.watch.timer import Alarm, Alarms
 _OF_BUDGET = 12
 _OF_AGE = 16
 _QUICKEST_NS = 1_000_000
+# What lasts this many budgets is told of while it lasts, and again whenever it has doubled.
+_EARLY = 5
+# Seconds before it watches again after failures: so much for each in a row, up to so much.
+_RESTED = 0.01
+_MOST_RESTED = 5.0
+
+
+class _Early(NamedTuple):
+    """What was told of a stall that still lasts: under which id, of which callback, and when it is due again."""
+
+    id: str
+    key: object
+    next_ns: int
 
 
 @dataclass(slots=True)
@@ -39,6 +54,7 @@ class _Watch:
     looks: list[Look] = field(default_factory=list)
     next_ns: int = 0
     since_ns: int = 0
+    early: _Early | None = None
     read_iteration: iteration.Reader | None = None
 
     def add(self, look: Look) -> None:
@@ -67,6 +83,8 @@ class Watchdog:
     ) -> None:
         self.budget_ns = budget_ns
         self.looks = 0
+        self.restarts = 0
+        self._failures = 0
         self._observer = observer
         self._alarms = alarms
         self._shared = shared
@@ -78,7 +96,7 @@ class Watchdog:
         self._resumed_ns = 0
         self._stopping = False
         self._layout: iteration._Layout | None = None
-        self._thread = threading.Thread(target=self._start, name="loopguard-watchdog", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="loopguard-watchdog", daemon=True)
 
     def start(self) -> None:
         # An empty context: the thread may not inherit (3.14: thread_inherit_context) that of a request.
@@ -143,20 +161,33 @@ class Watchdog:
             time.sleep(0.001)
         return True
 
-    def _start(self) -> None:
-        self._layout = iteration.find_layout()
-        for watch in list(self._watches.values()):
-            self._prepare(watch)
-        own_delay = RunDelay(threading.get_native_id())
+    def _run(self) -> None:
+        """Watch until told to stop. Whatever breaks it off, it begins anew, and more slowly while nothing succeeds."""
         try:
             while not self._stopping:
                 try:
-                    self._round(own_delay)
-                except Exception as error:
+                    self._watch()
+                except BaseException as error:
+                    self.restarts += 1
+                    self._failures += 1
                     self._shared.trouble(error)
+                    time.sleep(min(_RESTED * self._failures, _MOST_RESTED))
+        finally:
+            self._alarms.close()
+
+    def _watch(self) -> None:
+        if self._layout is None:
+            self._layout = iteration.find_layout()
+        for alarm, watch in list(self._watches.items()):
+            self._prepare(watch)
+            alarm.arm(1)  # where a look was broken off, nobody else asks for the next
+        own_delay = RunDelay(threading.get_native_id())
+        try:
+            while not self._stopping:
+                self._round(own_delay)
+                self._failures = 0
         finally:
             own_delay.close()
-            self._alarms.close()
 
     def _round(self, own_delay: RunDelay) -> None:
         switches, delay = voluntary_switches(), own_delay.read() or 0
@@ -173,6 +204,7 @@ class Watchdog:
                 look = replace(look, gil_waits=waits, starved_ns=starved)
                 watch.add(look)
                 watch.heart.note_run_delay()
+                self._tell_early(watch, look)
             self._judge(watch)
             self._plan(alarm, watch)
 
@@ -189,6 +221,29 @@ class Watchdog:
             return None
         return self._observer.look(subject, asked, watch.read_iteration)
 
+    def _tell_early(self, watch: _Watch, look: Look) -> None:
+        """Tell of a callback while it holds the loop, so that it is out before a supervisor kills the process.
+
+        Not by a look that was kept waiting: what held the loop may be over since.
+        """
+        heart, early = watch.heart, watch.early
+        if early is None or early.key != look.key:
+            early = _Early(uuid4().hex, look.key, _EARLY * self.budget_ns)
+        least_ns = early.next_ns
+        if (
+            look.key is None
+            or look.at_ns - heart.last_ns < least_ns
+            or look.late_ns > self.budget_ns
+        ):
+            return
+        beat = heart.overdue(look.at_ns, look.cpu_ns)
+        for held in self._stalls_in(beat, watch.looks):
+            held_ns = held.end_ns - held.start_ns
+            if held.looks[-1:] == (look,) and held_ns >= early.next_ns:
+                doublings = (held_ns // early.next_ns).bit_length()
+                watch.early = early._replace(next_ns=early.next_ns << doublings)
+                self._hand_on(self._incident(watch, held, ongoing=True))
+
     def _judge(self, watch: _Watch) -> None:
         """Draw the verdict on each beat that came late."""
         while watch.heart.late:
@@ -197,20 +252,24 @@ class Watchdog:
             watch.looks = [look for look in watch.looks if look.at_ns > beat.at_ns]
             try:
                 if not self._paused and beat.last_ns >= self._resumed_ns:
-                    self._verdict(watch.heart, beat, looks)
+                    for held in self._stalls_in(beat, looks):
+                        self._hand_on(self._incident(watch, held))
             finally:
+                watch.early = None
                 watch.heart.late.popleft()
 
-    def _verdict(self, heart: Heartbeat, beat: LateBeat, looks: list[Look]) -> None:
-        switch_ns = int(sys.getswitchinterval() * 1e9)
-        for held in find_stalls(beat, looks, self.budget_ns, switch_ns):
-            if heart.subject is not None:
-                self._hand_on(self._incident(heart.subject, held))
+    def _stalls_in(self, beat: LateBeat, looks: list[Look]) -> list[Held]:
+        return find_stalls(beat, looks, self.budget_ns, int(sys.getswitchinterval() * 1e9))
 
-    def _incident(self, subject: Subject, held: Held) -> Incident:
+    def _incident(self, watch: _Watch, held: Held, ongoing: bool = False) -> Incident:
+        subject, early = watch.heart.subject, watch.early
+        assert subject is not None  # it has beaten, or nothing could be late
+        known = early is not None and held.looks and held.looks[-1].key == early.key
         phase, in_flight = self._surroundings(held.looks[-1].request if held.looks else None)
         kind = type(subject.loop)
         return Incident(
+            id=early.id if early and known else uuid4().hex,
+            ongoing=ongoing,
             held=held,
             budget_ns=self.budget_ns,
             thread=subject.thread_name,

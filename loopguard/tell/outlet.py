@@ -1,0 +1,128 @@
+"""One sink on a thread of its own, so that one which fails or hangs costs its own records and no others."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context
+from time import monotonic
+
+LONGEST_QUEUE = 1000
+PATIENCE = 5.0  # seconds; as long as a sink may take over one record before it counts as hung
+
+
+class Outlet:
+    """Does one act after another on its own thread, which the first of them starts. `put` never blocks.
+
+    Acts that raised, were pushed out of a full queue, or waited for one that hung are lost: `failed` is told of each
+    error, `lost` counts them. `clock` gives seconds and never goes back.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        failed: Callable[[BaseException], None],
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self.name = name
+        self._failed = failed
+        self._clock = clock
+        self._lost = 0
+        self._acts: deque[Callable[[], object]] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._busy_since: float | None = None
+        self._hung = False
+        self._stopping = False
+
+    @property
+    def lost(self) -> int:
+        """How many acts came to nothing until now."""
+        with self._changed:
+            self._give_up_if_hung()
+            return self._lost
+
+    def put(self, act: Callable[[], object]) -> None:
+        """Have it done. Where the queue is full the oldest gives way; where the sink has hung, this one is lost."""
+        with self._changed:
+            self._give_up_if_hung()
+            if self._hung:
+                self._lost += 1
+                return
+            if len(self._acts) >= LONGEST_QUEUE:
+                self._acts.popleft()
+                self._lost += 1
+            self._acts.append(act)
+            self._changed.notify_all()
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name=f"loopguard-{self.name}", daemon=True
+                )
+                # An empty context: the thread may not inherit (3.14: thread_inherit_context) that of a request.
+                Context().run(self._thread.start)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until all is done or lost; False where that took longer than `timeout` seconds.
+
+        A sink that asks for it itself does not wait for itself.
+        """
+        until = self._clock() + timeout
+        with self._changed:
+            while not self._idle():
+                rest = until - self._clock()
+                if rest <= 0:
+                    return False
+                self._changed.wait(min(rest, PATIENCE / 10))
+            return True
+
+    def finish(self) -> None:
+        """Do what is queued, and end."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+
+    def join(self, timeout: float) -> None:
+        """Wait, once told to finish, for `timeout` seconds at most. What is not done by then is lost."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread() and not self._hung:
+            thread.join(max(0.0, timeout))
+        with self._changed:
+            self._lost += len(self._acts)
+            self._acts.clear()
+
+    def _idle(self) -> bool:
+        self._give_up_if_hung()
+        if self._hung or self._thread is threading.current_thread():
+            return True
+        return self._busy_since is None and not self._acts
+
+    def _give_up_if_hung(self) -> None:
+        """Count what a hung act holds up, and itself, as lost. Should it ever return, the sink is used again."""
+        since = self._busy_since
+        if self._hung or since is None or self._clock() - since < PATIENCE:
+            return
+        self._hung = True
+        self._lost += 1 + len(self._acts)
+        self._acts.clear()
+        self._failed(TimeoutError(f"{self.name} has not returned for {PATIENCE:.0f} s"))
+
+    def _run(self) -> None:
+        while (act := self._next()) is not None:
+            try:
+                act()
+            except BaseException as error:  # noqa: BLE001 - a listener may even call sys.exit()
+                with self._changed:
+                    self._lost += not self._hung
+                self._failed(error)
+
+    def _next(self) -> Callable[[], object] | None:
+        """What to do next; None when it is time to end."""
+        with self._changed:
+            self._busy_since, self._hung = None, False
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._acts or self._stopping)
+            if not self._acts:
+                return None
+            self._busy_since = self._clock()
+            return self._acts.popleft()
