@@ -227,14 +227,12 @@ class Watchdog:
         Not by a look that was kept waiting: what held the loop may be over since.
         """
         heart, early = watch.heart, watch.early
+        if heart.last_ns < self._resumed_ns:
+            return
         if early is None or early.key != look.key:
             early = _Early(uuid4().hex, look.key, _EARLY * self.budget_ns)
-        least_ns = early.next_ns
-        if (
-            look.key is None
-            or look.at_ns - heart.last_ns < least_ns
-            or look.late_ns > self.budget_ns
-        ):
+        kept_waiting = look.key is None or look.late_ns > self.budget_ns
+        if kept_waiting or look.at_ns - heart.last_ns < early.next_ns:
             return
         beat = heart.overdue(look.at_ns, look.cpu_ns)
         for held in self._stalls_in(beat, watch.looks):
