@@ -36,10 +36,9 @@ _MOST_RESTED = 5.0
 
 
 class _Early(NamedTuple):
-    """What was told of a stall that still lasts: under which id, of which callback, and when it is due again."""
+    """What was told of a stall that lasted then: under which id, and how long it must be to be told of again."""
 
     id: str
-    key: object
     next_ns: int
 
 
@@ -54,7 +53,7 @@ class _Watch:
     looks: list[Look] = field(default_factory=list)
     next_ns: int = 0
     since_ns: int = 0
-    early: _Early | None = None
+    early: dict[object, _Early] = field(default_factory=dict)
     read_iteration: iteration.Reader | None = None
 
     def add(self, look: Look) -> None:
@@ -226,11 +225,10 @@ class Watchdog:
 
         Not by a look that was kept waiting: what held the loop may be over since.
         """
-        heart, early = watch.heart, watch.early
+        heart = watch.heart
         if heart.last_ns < self._resumed_ns:
             return
-        if early is None or early.key != look.key:
-            early = _Early(uuid4().hex, look.key, _EARLY * self.budget_ns)
+        early = watch.early.get(look.key) or _Early(uuid4().hex, _EARLY * self.budget_ns)
         kept_waiting = look.key is None or look.late_ns > self.budget_ns
         if kept_waiting or look.at_ns - heart.last_ns < early.next_ns:
             return
@@ -239,7 +237,7 @@ class Watchdog:
             held_ns = held.end_ns - held.start_ns
             if held.looks[-1:] == (look,) and held_ns >= early.next_ns:
                 doublings = (held_ns // early.next_ns).bit_length()
-                watch.early = early._replace(next_ns=early.next_ns << doublings)
+                watch.early[look.key] = early._replace(next_ns=early.next_ns << doublings)
                 self._hand_on(self._incident(watch, held, ongoing=True))
 
     def _judge(self, watch: _Watch) -> None:
@@ -253,20 +251,20 @@ class Watchdog:
                     for held in self._stalls_in(beat, looks):
                         self._hand_on(self._incident(watch, held))
             finally:
-                watch.early = None
+                watch.early.clear()
                 watch.heart.late.popleft()
 
     def _stalls_in(self, beat: LateBeat, looks: list[Look]) -> list[Held]:
         return find_stalls(beat, looks, self.budget_ns, int(sys.getswitchinterval() * 1e9))
 
     def _incident(self, watch: _Watch, held: Held, ongoing: bool = False) -> Incident:
-        subject, early = watch.heart.subject, watch.early
+        subject = watch.heart.subject
         assert subject is not None  # it has beaten, or nothing could be late
-        known = early is not None and held.looks and held.looks[-1].key == early.key
+        early = watch.early.get(held.looks[-1].key) if held.looks else None
         phase, in_flight = self._surroundings(held.looks[-1].request if held.looks else None)
         kind = type(subject.loop)
         return Incident(
-            id=early.id if early and known else uuid4().hex,
+            id=early.id if early else uuid4().hex,
             ongoing=ongoing,
             held=held,
             budget_ns=self.budget_ns,
