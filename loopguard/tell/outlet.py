@@ -13,7 +13,7 @@ PATIENCE = 5.0  # seconds; as long as a sink may take over one record before it 
 
 
 class Outlet:
-    """Does one act after another on its own thread, which the first of them starts. `put` never blocks.
+    """Does one act after another on its own thread. `put` never blocks.
 
     Acts that raised, were pushed out of a full queue, or waited for one that hung are lost: `failed` is told of each
     error, `lost` counts them. `clock` gives seconds and never goes back.
@@ -31,10 +31,15 @@ class Outlet:
         self._lost = 0
         self._acts: deque[Callable[[], object]] = deque()
         self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._run, name=f"loopguard-{name}", daemon=True)
         self._busy_since: float | None = None
         self._hung = False
         self._stopping = False
+
+    def start(self) -> None:
+        # At once: while the interpreter ends, no thread can be started (3.12).
+        # An empty context: the thread may not inherit (3.14: thread_inherit_context) that of a request.
+        Context().run(self._thread.start)
 
     @property
     def lost(self) -> int:
@@ -55,12 +60,6 @@ class Outlet:
                 self._lost += 1
             self._acts.append(act)
             self._changed.notify_all()
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name=f"loopguard-{self.name}", daemon=True
-                )
-                # An empty context: the thread may not inherit (3.14: thread_inherit_context) that of a request.
-                Context().run(self._thread.start)
 
     def flush(self, timeout: float) -> bool:
         """Wait until all is done or lost; False where that took longer than `timeout` seconds.
@@ -84,9 +83,8 @@ class Outlet:
 
     def join(self, timeout: float) -> None:
         """Wait, once told to finish, for `timeout` seconds at most. What is not done by then is lost."""
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread() and not self._hung:
-            thread.join(max(0.0, timeout))
+        if self._thread is not threading.current_thread() and not self._hung:
+            self._thread.join(max(0.0, timeout))
         with self._changed:
             self._lost += len(self._acts)
             self._acts.clear()

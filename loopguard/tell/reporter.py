@@ -96,6 +96,8 @@ class Reporter:
     def start(self) -> None:
         # An empty context: the thread may not inherit (3.14: thread_inherit_context) that of a request.
         Context().run(self._thread.start)
+        for _, outlet in self._outlets:
+            outlet.start()
 
     def put(self, incident: Incident) -> None:
         """Queue an incident. Where the queue is full the oldest gives way, counted."""
