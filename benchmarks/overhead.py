@@ -2,26 +2,33 @@
 
     uv run python benchmarks/overhead.py [--quick] [--json PATH] [--check]
 
-How it is made fair:
+How a request is measured (`overhead_turns.py`):
 
-- A process that has loaded everything and run the app hot is forked into twins: the same memory, the same
-  app, server loop and libraries (`overhead_twins.py`). One stays bare; in the other loopguard is installed
-  with its defaults. Two processes started apart would differ by some percent for good, whatever the number
-  of turns, by where their memory happens to lie.
-- The twins live at once and take turns: bare, guarded, guarded, bare … in blocks of 20 to 30 ms,
-  each with a lead-in that is not counted. A drift of the machine's speed meets both alike, and what is
-  compared is neighbours. The whole is repeated with fresh twins.
-- The app is called in process, without sockets or an HTTP client, so that there is little to hide a cost behind.
-- What counts is CPU time of all threads of the process: it shows a fight for the GIL, and it does not
-  count the time for which other programs had the machine. They still disturb the caches: see the interval.
-- The estimate is the median of the pairs of blocks; the interval holds 95 % of bootstrap medians, which
-  draw twins first and their blocks second.
+- Within one process the same app is served bare and guarded by turns, 33 requests each, after a lead-in of 20 that
+  is not counted; who begins changes each round. A turn takes 3 ms: whatever disturbs the machine or the process for
+  longer meets both alike. Two processes would differ by some percent for good, by where their memory happens to lie.
+- What takes turns is what lies on a request's way: the ASGI layer and the callback of the garbage collector. The
+  heartbeat, the watchdog and the reporter run on, so they are added: a beat is measured by turns of its own, and the
+  CPU time of the guard's threads by their clocks. `ratio` is all of it together: 1 + layer ÷ bare request + what
+  beats and threads take of a core at full load.
+- Two apps: `plain`, a small FastAPI app, and `traced`, the same with OpenTelemetry's instrumentor and SDK. Each is
+  measured alone, and beside another thread that works. They are called in process, without sockets or an HTTP client,
+  so that there is little to hide a cost behind.
+- What counts is CPU time of all threads of the process: it shows a fight for the GIL, and it does not count the time
+  for which other programs had the machine. They still disturb the caches: see the interval.
+
+How an idle process is measured (`overhead_twins.py`): processes forked from one idle side by side, one bare, one
+guarded, and one that is the floor: a callback every 50 ms that does nothing. What the floor costs is the price of
+waking up at all.
+
+The estimate is the median of the rounds; the interval holds 95 % of bootstrap medians, which draw processes first and
+their rounds second. Beside it stands the mean without the outer tenths, with its standard error.
 
 To see what the method can tell, put something known in the place of loopguard: `--contestant bare` must
 come out at 1, `--contestant planted` (3 % more requests than it admits) at 1.03, and `--contestant pinged`
 shows what a thread costs that wakes up 50 times a second.
 
-It needs Linux, FastAPI and uvloop.
+It needs Linux, FastAPI with OpenTelemetry's instrumentor, its SDK, and uvloop.
 """
 
 from __future__ import annotations
@@ -39,56 +46,59 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-TWINS = Path(__file__).with_name("overhead_twins.py")
+ROOT = Path(__file__).resolve().parents[1]
 LOOPS = ("asyncio", "uvloop")
-PACKAGES = ("fastapi", "starlette", "uvloop", "structlog", "opentelemetry-api")
+APPS = ("plain", "traced")
+CONDITIONS = ("alone", "beside_thread")
+PACKAGES = (
+    *("fastapi", "starlette", "uvloop", "structlog", "opentelemetry-sdk"),
+    "opentelemetry-instrumentation-fastapi",
+)
 
 RATIO_TARGET = 1.01
 IDLE_TARGET = 0.3  # percent of a core
+LAYER_TARGET = 0.7  # µs
 MEMORY_TARGET = 8.0  # MB
 
-DRAWS = 2000
+DRAWS = 500
+TRIMMED = 0.1
 LOADED_ALREADY = (
     "import structlog, opentelemetry.context, opentelemetry.metrics, opentelemetry.trace"
 )
 
-Reading = dict[str, float]
-Pair = tuple[Reading, Reading]  # bare, contestant
-Groups = list[list[float]]  # one list for each pair of twins
+Turn = dict[str, float]
+Window = dict[str, dict[str, float]]
+Groups = list[list[float]]  # one list for each process
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
     """How much to measure."""
 
-    twins: int
-    blocks: int
-    requests: int
-    calls: int
+    processes: int
+    rounds: int
     idle_windows: int
     idle_seconds: float
     imports: int
 
 
-THOROUGH = Effort(
-    twins=24, blocks=30, requests=250, calls=10_000, idle_windows=1, idle_seconds=2, imports=7
-)
-QUICK = Effort(
-    twins=1, blocks=4, requests=100, calls=2000, idle_windows=2, idle_seconds=0.3, imports=1
-)
+THOROUGH = Effort(processes=3, rounds=300, idle_windows=5, idle_seconds=2, imports=7)
+QUICK = Effort(processes=1, rounds=6, idle_windows=2, idle_seconds=0.3, imports=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A measured value: the median, the interval that holds it, the spread of the single measurements."""
+    """A measured value: the median, the interval that holds it, the trimmed mean and its standard error."""
 
     name: str
     unit: str
     median: float
     low: float
     high: float
-    quartiles: tuple[float, float]
+    mean: float
+    error: float
     count: int
     target: float | None
 
@@ -103,20 +113,22 @@ class Figure:
 def figure(name: str, unit: str, groups: Groups, target: float | None = None) -> Figure:
     values = [value for group in groups for value in group]
     low, high = bootstrap_interval(groups)
+    mean, error = trimmed_mean(values)
     return Figure(
         name=name,
         unit=unit,
         median=statistics.median(values),
         low=low,
         high=high,
-        quartiles=(quantile(values, 0.25), quantile(values, 0.75)),
+        mean=mean,
+        error=error,
         count=len(values),
         target=target,
     )
 
 
 def bootstrap_interval(groups: Groups) -> tuple[float, float]:
-    """Say where the median would lie in 95 % of repetitions, other twins and other blocks drawn each time."""
+    """Say where the median would lie in 95 % of repetitions, other processes and other rounds drawn each time."""
     chance = random.Random(0)
     medians = []
     for _ in range(DRAWS):
@@ -132,79 +144,71 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[round(share * (len(ordered) - 1))]
 
 
-def each(pairs: list[list[Pair]], value: Callable[[Reading, Reading], float]) -> Groups:
-    return [[value(bare, contestant) for bare, contestant in group] for group in pairs]
-
-
-def cpu_ratio(bare: Reading, contestant: Reading) -> float:
-    return contestant["cpu"] / bare["cpu"]
-
-
-def total_ratio(pairs: list[Pair]) -> float:
-    """Of all blocks together: sees a cost that comes in few blocks, to which a median is blind."""
-    return sum(contestant["cpu"] for _, contestant in pairs) / sum(bare["cpu"] for bare, _ in pairs)
-
-
-def cpu_each(answer: Reading) -> float:
-    """Microseconds of CPU for one request or call."""
-    return answer["cpu"] / answer["count"] * 1e6
-
-
-def cpu_added(bare: Reading, contestant: Reading) -> float:
-    return cpu_each(contestant) - cpu_each(bare)
-
-
-def core_share(answer: Reading) -> float:
-    """Percent of one core."""
-    return answer["cpu"] / answer["wall"] * 100
-
-
-def sleeps_per_second(answer: Reading) -> float:
-    """Each sleep ends in a wake-up."""
-    return answer["sleeps"] / answer["wall"]
+def trimmed_mean(values: Sequence[float]) -> tuple[float, float]:
+    """The mean without the outer tenths, and its standard error, for which these are moved to the edge."""
+    ordered = sorted(values)
+    cut = int(len(ordered) * TRIMMED)
+    kept = ordered[cut : len(ordered) - cut]
+    moved = [kept[0]] * cut + kept + [kept[-1]] * cut
+    spread = statistics.stdev(moved) if len(moved) > 1 else 0.0
+    return statistics.mean(kept), spread / (len(kept) / len(moved) * len(moved) ** 0.5)
 
 
 # What is measured.
 
 
 def measure_loop(kind: str, loop: str, effort: Effort) -> list[Figure]:
-    runs = []
-    for number in range(effort.twins):
-        progress(f"{loop}: twins {number + 1} of {effort.twins}")
-        runs.append(run_twins(kind, loop, effort))
-    measured = {name: [run[name] for run in runs] for name in runs[0]}
+    runs = {app: runs_of_turns(kind, loop, app, effort) for app in (*APPS, "shell")}
+    twins = runs_of_twins(kind, loop, effort)
+    stalls = [
+        *([run["stalls"]] for group in runs.values() for run in group),
+        *([run["stalls"][0]["contestant"]["stalls"]] for run in twins),
+    ]
     return [
-        *request_figures(f"request.{loop}", measured["request"]),
-        *request_figures(f"request_beside_thread.{loop}", measured["request_beside_thread"]),
-        *idle_figures(f"idle.{loop}", measured["idle"]),
-        *layer_figures(f"layer.{loop}", measured["layer"]),
-        *memory_figures(f"memory.{loop}", measured["memory"]),
-        figure(
-            f"stalls.{loop}",
-            "reported",
-            each(measured["stalls"], lambda _, guarded: guarded["stalls"]),
+        *(
+            item
+            for app in APPS
+            for condition in CONDITIONS
+            for item in request_figures(
+                f"request.{app}.{loop}.{condition}", [run[condition] for run in runs[app]]
+            )
         ),
+        *layer_figures(f"layer.{loop}", [run["calls"] for run in runs["shell"]]),
+        *idle_figures(f"idle.{loop}", [run["idle"] for run in twins]),
+        *memory_figures(f"memory.{loop}", [run["memory"] for run in twins]),
+        figure(f"stalls.{loop}", "reported", stalls),
     ]
 
 
-def run_twins(kind: str, loop: str, effort: Effort) -> dict[str, list[Pair]]:
+def runs_of_turns(kind: str, loop: str, app: str, effort: Effort) -> list[dict[str, Any]]:
+    runs = []
+    for number in range(effort.processes):
+        progress(f"{loop}, {app}: process {number + 1} of {effort.processes}")
+        runs.append(run("overhead_turns", kind, loop, app, "--rounds", effort.rounds))
+    return runs
+
+
+def runs_of_twins(kind: str, loop: str, effort: Effort) -> list[dict[str, list[Window]]]:
+    windows = ("--windows", effort.idle_windows, "--seconds", effort.idle_seconds)
+    runs = []
+    for number in range(effort.processes):
+        progress(f"{loop}, idle: twins {number + 1} of {effort.processes}")
+        runs.append(run("overhead_twins", kind, loop, *windows))
+    return runs
+
+
+def run(module: str, *arguments: object) -> dict[str, Any]:
     done = subprocess.run(
-        [
-            *(sys.executable, str(TWINS), kind, loop),
-            *("--blocks", f"{effort.blocks}"),
-            *("--requests", f"{effort.requests}"),
-            *("--calls", f"{effort.calls}"),
-            *("--idle-windows", f"{effort.idle_windows}"),
-            *("--idle-seconds", f"{effort.idle_seconds}"),
-        ],
+        [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)],
         capture_output=True,
+        cwd=ROOT,
         env=plain_environment(),
         text=True,
         check=False,
     )
     if done.returncode:
-        raise SystemExit(f"{TWINS.name} failed:\n{done.stderr}")
-    measured: dict[str, list[Pair]] = json.loads(done.stdout)
+        raise SystemExit(f"{module} failed:\n{done.stderr}")
+    measured: dict[str, Any] = json.loads(done.stdout)
     return measured
 
 
@@ -213,55 +217,83 @@ def plain_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(("LOOPGUARD_", "OTEL_"))}
 
 
-def request_figures(name: str, pairs: list[list[Pair]]) -> list[Figure]:
+def request_figures(name: str, runs: list[dict[str, Any]]) -> list[Figure]:
+    turns: list[list[Turn]] = [run["turns"] for run in runs]
+    bare = [statistics.median(turn["bare"] for turn in group) for group in turns]
+    added = [[turn["guarded"] - turn["bare"] for turn in group] for group in turns]
+    beat = [
+        [(turn["beating"] - turn["bare"]) / run["beats"] for turn in run["turns"]] for run in runs
+    ]
+    background = [
+        statistics.median(costs) / 1e6 * run["beats_per_second"] + run["threads_share"]
+        for costs, run in zip(beat, runs, strict=True)
+    ]
+    ratio = [
+        [1 + more / request + share for more in group]
+        for group, request, share in zip(added, bare, background, strict=True)
+    ]
     return [
-        figure(f"{name}.ratio", "guarded ÷ bare", each(pairs, cpu_ratio), RATIO_TARGET),
-        figure(
-            f"{name}.ratio_of_totals", "guarded ÷ bare", [[total_ratio(group)] for group in pairs]
-        ),
-        figure(f"{name}.added", "µs", each(pairs, cpu_added)),
-        figure(f"{name}.bare", "µs", each(pairs, lambda bare, _: cpu_each(bare))),
-        figure(f"{name}.guarded", "µs", each(pairs, lambda _, guarded: cpu_each(guarded))),
-        figure(f"{name}.bare.sleeps", "1/s", each(pairs, lambda bare, _: sleeps_per_second(bare))),
-        figure(
-            f"{name}.guarded.sleeps",
-            "1/s",
-            each(pairs, lambda _, guarded: sleeps_per_second(guarded)),
-        ),
+        figure(f"{name}.ratio", "guarded ÷ bare", ratio, RATIO_TARGET),
+        figure(f"{name}.added", "µs", added),
+        figure(f"{name}.beat", "µs", beat),
+        figure(f"{name}.background", "% of a core", [[share * 100] for share in background]),
+        figure(f"{name}.bare", "µs", [[turn["bare"] for turn in group] for group in turns]),
     ]
 
 
-def idle_figures(name: str, pairs: list[list[Pair]]) -> list[Figure]:
-    added = each(pairs, lambda bare, guarded: core_share(guarded) - core_share(bare))
+def layer_figures(name: str, turns: list[list[Turn]]) -> list[Figure]:
+    added = [[turn["guarded_calls"] - turn["bare_calls"] for turn in group] for group in turns]
     return [
-        figure(f"{name}.added", "% of a core", added, IDLE_TARGET),
-        figure(f"{name}.bare", "% of a core", each(pairs, lambda bare, _: core_share(bare))),
-        figure(
-            f"{name}.guarded", "% of a core", each(pairs, lambda _, guarded: core_share(guarded))
-        ),
-        figure(f"{name}.bare.wakeups", "1/s", each(pairs, lambda bare, _: sleeps_per_second(bare))),
-        figure(
-            f"{name}.guarded.wakeups",
-            "1/s",
-            each(pairs, lambda _, guarded: sleeps_per_second(guarded)),
-        ),
+        figure(f"{name}.added", "µs", added, LAYER_TARGET),
+        figure(f"{name}.bare", "µs", [[turn["bare_calls"] for turn in group] for group in turns]),
     ]
 
 
-def memory_figures(name: str, pairs: list[list[Pair]]) -> list[Figure]:
+def idle_figures(name: str, windows: list[list[Window]]) -> list[Figure]:
+    def each(value: Callable[[Window], float]) -> Groups:
+        return [[value(window) for window in group] for group in windows]
+
+    def share(who: str) -> Groups:
+        return each(lambda window: core_share(window[who]))
+
+    def added(who: str) -> Groups:
+        return each(lambda window: core_share(window[who]) - core_share(window["bare"]))
+
+    def wakeups(who: str) -> Groups:
+        return each(lambda window: wakeups_per_second(window[who]))
+
+    return [
+        figure(f"{name}.added", "% of a core", added("contestant"), IDLE_TARGET),
+        figure(f"{name}.floor.added", "% of a core", added("floor")),
+        figure(f"{name}.guarded", "% of a core", share("contestant")),
+        figure(f"{name}.floor", "% of a core", share("floor")),
+        figure(f"{name}.bare", "% of a core", share("bare")),
+        figure(f"{name}.guarded.wakeups", "1/s", wakeups("contestant")),
+        figure(f"{name}.floor.wakeups", "1/s", wakeups("floor")),
+        figure(f"{name}.bare.wakeups", "1/s", wakeups("bare")),
+    ]
+
+
+def core_share(reading: dict[str, float]) -> float:
+    """Percent of one core."""
+    return reading["cpu"] / reading["wall"] * 100
+
+
+def wakeups_per_second(reading: dict[str, float]) -> float:
+    """Each sleep ends in one."""
+    return reading["sleeps"] / reading["wall"]
+
+
+def memory_figures(name: str, windows: list[list[Window]]) -> list[Figure]:
     def added(kind: str) -> Groups:
-        return each(pairs, lambda bare, guarded: (guarded[kind] - bare[kind]) / 1e6)
+        return [
+            [(each["contestant"][kind] - each["bare"][kind]) / 1e6 for each in group]
+            for group in windows
+        ]
 
     return [
         figure(f"{name}.{kind}.added", "MB", added(kind), MEMORY_TARGET)
         for kind in ("rss", "pss", "uss")
-    ]
-
-
-def layer_figures(name: str, pairs: list[list[Pair]]) -> list[Figure]:
-    return [
-        figure(f"{name}.added", "µs", each(pairs, cpu_added)),
-        figure(f"{name}.bare", "µs", each(pairs, lambda bare, _: cpu_each(bare))),
     ]
 
 
@@ -318,7 +350,7 @@ def load() -> str:
 
 def table(figures: Sequence[Figure]) -> str:
     rows = [
-        ("figure", "median", "95 % interval", "quartiles", "n", "unit", "target", ""),
+        ("figure", "median", "95 % interval", "trimmed mean", "n", "unit", "target", ""),
         *map(row, figures),
     ]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
@@ -333,7 +365,7 @@ def row(figure: Figure) -> tuple[str, ...]:
         figure.name,
         f"{figure.median:.4g}",
         f"{figure.low:.4g} to {figure.high:.4g}",
-        f"{figure.quartiles[0]:.4g} to {figure.quartiles[1]:.4g}",
+        f"{figure.mean:.4g} ± {figure.error:.2g}",
         f"{figure.count}",
         figure.unit,
         "" if figure.target is None else f"≤ {figure.target:g}",
@@ -362,16 +394,14 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--contestant", choices=["guarded", "bare", "planted", "pinged"], default="guarded"
     )
-    parser.add_argument(
-        "--twins", type=int, help="how many pairs of processes; more give narrower intervals"
-    )
-    parser.add_argument("--blocks", type=int, help="pairs of blocks for each of them")
+    parser.add_argument("--processes", type=int, help="how many; more give narrower intervals")
+    parser.add_argument("--rounds", type=int, help="rounds of turns in each of them")
     parser.add_argument("--idle-seconds", type=float, help="length of each idle window")
     return parser.parse_args()
 
 
 def chosen_effort(arguments: argparse.Namespace) -> Effort:
-    options = {name: getattr(arguments, name) for name in ("twins", "blocks", "idle_seconds")}
+    options = {name: getattr(arguments, name) for name in ("processes", "rounds", "idle_seconds")}
     given = {name: value for name, value in options.items() if value is not None}
     return replace(QUICK if arguments.quick else THOROUGH, **given)
 

@@ -29,8 +29,12 @@ def test_the_overhead_is_measured_on_both_loops(tmp_path: Path) -> None:
     names = set(figures) if isinstance(figures, dict) else {row["name"] for row in rows}
     for loop in ("asyncio", "uvloop"):
         assert {
-            f"request.{loop}.ratio",
+            f"request.plain.{loop}.alone.ratio",
+            f"request.plain.{loop}.beside_thread.ratio",
+            f"request.traced.{loop}.alone.ratio",
+            f"request.traced.{loop}.beside_thread.ratio",
             f"idle.{loop}.added",
+            f"idle.{loop}.floor.added",
             f"layer.{loop}.added",
             f"memory.{loop}.rss.added",
         } <= names
