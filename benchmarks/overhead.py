@@ -222,7 +222,8 @@ def request_figures(name: str, runs: list[dict[str, Any]]) -> list[Figure]:
     bare = [statistics.median(turn["bare"] for turn in group) for group in turns]
     added = [[turn["guarded"] - turn["bare"] for turn in group] for group in turns]
     beat = [
-        [(turn["beating"] - turn["bare"]) / run["beats"] for turn in run["turns"]] for run in runs
+        [(turn["beating"] - turn["bare"]) * run["requests_a_beat"] for turn in run["turns"]]
+        for run in runs
     ]
     background = [
         statistics.median(costs) / 1e6 * run["beats_per_second"] + run["threads_share"]
