@@ -37,7 +37,7 @@ from benchmarks.overhead_app import (
 )
 
 WARM_UP_REQUESTS = 2000
-STEADY_REQUESTS = 2000
+STEADY_REQUESTS_A_ROUND = 10
 LEAD_IN = 20
 REQUESTS = 33
 REQUESTS_A_BEAT = 8
@@ -205,11 +205,11 @@ class Match:
         self.server.call(count)
         return (time.process_time() - start) / CALLS * 1e6
 
-    async def threads_share(self) -> float:
+    async def threads_share(self, requests: int) -> float:
         """How much of the CPU time at full load the contestant's own threads take."""
         self.contestant.enter()
         own, all_of_it = self._threads_cpu(), time.process_time()
-        await self.server.serve(STEADY_REQUESTS)
+        await self.server.serve(requests)
         share = (self._threads_cpu() - own) / (time.process_time() - all_of_it)
         self.contestant.leave()
         return share
@@ -257,7 +257,7 @@ async def condition(match: Match, rounds: int) -> dict[str, Any]:
         "turns": await match.requests(rounds),
         "requests_a_beat": REQUESTS_A_BEAT,
         "beats_per_second": match.contestant.beats_per_second,
-        "threads_share": await match.threads_share(),
+        "threads_share": await match.threads_share(rounds * STEADY_REQUESTS_A_ROUND),
     }
 
 
