@@ -341,6 +341,24 @@ class TestUsersLogging:
         log_stall(make_report())
         assert [record.name for record in caplog.records] == ["loopguard"]
 
+    @pytest.mark.parametrize("to_structlog", [False, True], ids=["logging", "structlog"])
+    def test_a_log_that_is_configured_late_does_not_silence_it(
+        self, handler: Records, to_structlog: bool
+    ) -> None:
+        """By default, logging disables all loggers that it knew before and is not told of."""
+        if to_structlog:
+            structlog.configure(
+                processors=[
+                    structlog.stdlib.filter_by_level,
+                    structlog.stdlib.render_to_log_kwargs,
+                ],
+                wrapper_class=structlog.stdlib.BoundLogger,
+                logger_factory=structlog.stdlib.LoggerFactory(),
+            )
+        logging.getLogger("loopguard").disabled = True  # as dictConfig() leaves it
+        log_stall(make_report())
+        assert [record.getMessage() for record in handler.seen] == ["event_loop.stall"]
+
     def test_it_is_logged_in_the_context_of_the_blocked_code(self, handler: Records) -> None:
         request_id: ContextVar[str] = ContextVar("request_id", default="-")
         seen = list[str]()

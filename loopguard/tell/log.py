@@ -89,9 +89,12 @@ def log_event(level: Severity, event: str, fields: Mapping[str, object]) -> None
     """
     values = {key: _plain(value) for key, value in fields.items()}
     values = {key: value for key, value in values.items() if value is not None}
+    logger = logging.getLogger(LOGGER)
+    # `dictConfig` and `fileConfig` do this by default to every logger that they do not name. Nobody means ours by it:
+    # whoever wants silence sets a level, or the option `log`.
+    logger.disabled = False
     if structlog.is_configured() and _by_structlog(level, event, values):
         return
-    logger = logging.getLogger(LOGGER)
     if logger.hasHandlers():
         logger.log(_LEVELS[level], event, extra=values)
     else:
