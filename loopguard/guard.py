@@ -177,7 +177,7 @@ class _Engine:
         self._config = config
         self._identity = Identity()
         self._requests = RequestTable()
-        self._lifespan = Lifespan(self._sum_up)
+        self._lifespan = Lifespan(self._sum_up, self._sum_up_at_once)
         self._collector = CollectorClock()
         self._contexts = ContextReader()
         self._ownership: Ownership | None = None
@@ -301,11 +301,26 @@ class _Engine:
     async def _sum_up(self) -> None:
         """See that all is told before the application has ended, without holding its loop."""
         try:
-            self.watchdog.settle(timeout=0)
+            await self._all_told()
             self.reporter.sum_up()
-            until = monotonic() + _LAST_WORDS
-            while not self.flush(timeout=0) and monotonic() < until:  # noqa: ASYNC110 - threads end it
-                await asyncio.sleep(_MOMENT)
+            await self._all_told()
+        except Exception as error:
+            self.reporter.trouble(error)
+
+    async def _all_told(self) -> None:
+        until = monotonic() + _LAST_WORDS
+        await asyncio.sleep(_MOMENT)  # the beat that ends a stall comes with the loop's next turn
+        while not self.flush(timeout=0) and monotonic() < until:  # noqa: ASYNC110 - threads end it
+            await asyncio.sleep(_MOMENT)
+
+    def _sum_up_at_once(self) -> None:
+        """The same where nothing can be awaited: it holds the loop, if only for a moment."""
+        try:
+            for heart in self.watchdog.hearts:
+                _on_its_thread(heart, heart.renew)
+            self.flush(_LAST_WORDS)
+            self.reporter.sum_up()
+            self.flush(_LAST_WORDS)
         except Exception as error:
             self.reporter.trouble(error)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from types import CoroutineType, FrameType
 from typing import Any
+from weakref import ref as reference
 
 from loopguard.capture.variables import local
 from loopguard.record import Phase
@@ -21,13 +23,17 @@ class Lifespan:
     """The phase, from the messages of the ASGI lifespan; None before it began and after it has ended.
 
     `ended` is awaited as the lifespan ends: a server may end its process right after, by a signal that runs no exit
-    handlers. It must not raise.
+    handlers. Where it cannot be awaited, `ended_at_once` is called. Neither raises.
     """
 
-    def __init__(self, ended: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, ended: Callable[[], Awaitable[None]], ended_at_once: Callable[[], None]
+    ) -> None:
         self._ended = ended
+        self._ended_at_once = ended_at_once
         self._phase: Phase | None = None
         self._task: asyncio.Task[Any] | None = None
+        self._manager: reference[object] | None = None
 
     @property
     def phase(self) -> Phase | None:
@@ -35,9 +41,22 @@ class Lifespan:
             return _phase_of(self._task)
         return self._phase
 
-    def join(self, task: asyncio.Task[Any]) -> None:
-        """Follow a lifespan that is running already, by the task that runs it."""
+    def join(self, task: asyncio.Task[Any], manager: object) -> None:
+        """Follow a lifespan that is running already, by the task that runs it in that context manager.
+
+        Its channels are out of reach by now. But when the task lets go of the manager, which nothing else holds, all of
+        the lifespan has run, and the server has not heard of that yet.
+        """
         self._task = task
+
+        def freed(_: object) -> None:
+            if _current_task() is task:
+                self._task, self._phase = None, "shutdown"
+                self._ended_at_once()
+                self._phase = None
+
+        with suppress(TypeError):  # one of a class that knows no weak references
+            self._manager = reference(manager, freed)
 
     def follow(self, receive: Receive, send: Send) -> tuple[Receive, Send]:
         """The same two channels, listened to."""
@@ -60,6 +79,13 @@ class Lifespan:
                 self._phase = "serving"
 
         return receive_followed, send_followed
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no loop runs in this thread
+        return None
 
 
 def _phase_of(task: asyncio.Task[Any]) -> Phase | None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 
 from loopguard.capture.lifespan import Lifespan, Receive, Send
 from loopguard.capture.requests import RequestTable, Scope
+from loopguard.capture.variables import local
 from loopguard.config import ConfigError
 from loopguard.evidence import ActiveRequest
 from loopguard.explain.routes import flat, path_of, route_template
@@ -110,9 +111,7 @@ class StarletteApp:
         app = self.app
         if app.middleware_stack is not None:
             app.middleware_stack = put_into(app.middleware_stack)
-            task = _lifespan_task()
-            if task is not None:
-                lifespan.join(task)
+            _join(lifespan)
             return
         build = app.build_middleware_stack
 
@@ -194,17 +193,22 @@ class WrappedApp:
         return path_of(request.scope)
 
 
-def _lifespan_task() -> asyncio.Task[Any] | None:
-    """The task that runs the application's lifespan, if that is where we are called from."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        if (
-            frame.f_code.co_name == "lifespan"
-            and frame.f_globals.get("__name__") == "starlette.routing"
-        ):
-            return asyncio.current_task()
-        frame = frame.f_back
-    return None
+def _join(lifespan: Lifespan) -> None:
+    """Follow the application's lifespan, if that is where we are called from."""
+    inner, frame = None, sys._getframe()
+    while not _is_lifespan(frame):
+        if frame.f_back is None:
+            return
+        inner, frame = frame, frame.f_back
+    task = asyncio.current_task()
+    if task is not None and inner is not None:
+        # Starlette enters the context manager of its lifespan: it is what `__aenter__` was called on.
+        lifespan.join(task, local(inner, inner.f_code.co_varnames[0]))
+
+
+def _is_lifespan(frame: FrameType) -> bool:
+    module = frame.f_globals.get("__name__")
+    return frame.f_code.co_name == "lifespan" and module == "starlette.routing"
 
 
 def _telemetry_in(stack: Any) -> Any:
