@@ -3,6 +3,9 @@
 `.ci/jaeger` builds the binary. Spans are read through `/api/v3`, which gives nanoseconds and the
 links' attributes; the API behind Jaeger's own page (`/api/traces`) gives neither, but it alone can
 search by tags and shows the warnings that a user would see.
+
+Never poll a trace whose `warnings()` are to be checked while spans of it may be missing: each read
+through `/api/v3` of a child without its parent writes a warning into the stored trace, for good.
 """
 
 from __future__ import annotations

@@ -101,6 +101,7 @@ def make_report(
     ended_ns: int | None = None,
     error_ns: int = 1_000_000,
     allowed: bool = True,
+    request_context: Context | None = None,
 ) -> Report:
     """A report of the stall, in an empty context unless one is given; it ends when its duration is over."""
     return Report(
@@ -110,4 +111,5 @@ def make_report(
         ended_ns=started_ns + round(stall.duration * 1e9) if ended_ns is None else ended_ns,
         error_ns=error_ns,
         allowed=allowed,
+        request_context=request_context,
     )

@@ -435,6 +435,7 @@ class Explained:
 
     stall: Stall
     context: Context
+    request_context: Context | None = None
 
 
 def incident() -> Incident:

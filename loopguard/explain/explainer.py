@@ -25,10 +25,11 @@ DEEPEST = 120
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """A record, and the copied context of the code that it blames."""
+    """A record, and the copied contexts of the code that it blames and of that code's request as it began."""
 
     stall: Stall
     context: Context
+    request_context: Context | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,8 @@ class Explainer:
             loop=incident.loop,
             process=self.process(),
         )
-        return Explained(stall, context)
+        request = None if look is None else look.request
+        return Explained(stall, context, None if request is None else request.context)
 
     def _stack(self, stack: tuple[RawFrame, ...]) -> tuple[Frame, ...]:
         """Outermost first; of a very deep stack the innermost frames."""

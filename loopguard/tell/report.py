@@ -16,7 +16,8 @@ class Report:
     `context` is a copy of the blocked code's context (never the live one): whatever a sink runs in it sees the
     user's contextvars and the active span, and changes nothing of theirs. `started_ns` and `ended_ns` are unix
     nanoseconds, `error_ns` how far off the start may be. `allowed` is whether the limits let it into the log,
-    `thread_id` the identifier that Python gives the loop's thread (`threading.get_ident`).
+    `thread_id` the identifier that Python gives the loop's thread (`threading.get_ident`), `request_context` a copy of the
+    context that the blocked code's request began in: its own span is in there.
     """
 
     stall: Stall
@@ -26,6 +27,7 @@ class Report:
     error_ns: int
     allowed: bool
     thread_id: int | None = None
+    request_context: Context | None = None
 
 
 Sink = Callable[[Report], None]

@@ -32,6 +32,8 @@ class Explained(Protocol):
     def stall(self) -> Stall: ...
     @property
     def context(self) -> Context: ...
+    @property
+    def request_context(self) -> Context | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,7 @@ class Reporter:
             error_ns=held.error_ns,
             allowed=allowed,
             thread_id=incident.thread_id,
+            request_context=explained.request_context,
         )
         for subscription, outlet in self._outlets:
             if subscription.wants(stall):

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+)
 
 from loopguard.record import Request, Stall
 from loopguard.tell.printable import printable
@@ -102,36 +110,35 @@ def _under(parent: Span, begin_ns: int | None, end_ns: int | None) -> _Place:
 def _beside(late: Span, begin_ns: int, late_end_ns: int | None, report: Report) -> _Place:
     """The place of a stall in which the active span began in mid-stall: under that one's parent.
 
-    The SDK tells the parent's ids, but not when it began and ended. Bounds are known, so that Jaeger does not find the
-    stall outside of it: it began before loopguard saw its request, and ended after its child did.
+    The SDK tells the parent's ids, but not when it began and ended. So where the whole request began in mid-stall, its
+    own span takes the stall: whatever lies between began then too.
     """
-    parent = getattr(late, "parent", None)
+    parent, own = getattr(late, "parent", None), _own(report)
     if not isinstance(parent, SpanContext):
         # A request stays the owner of its stall, however long the system kept the thread from opening its span.
-        return _under(late, begin_ns, late_end_ns) if _is_own(late, report) else _Place(Context())
-    parent, begun_ns = _oldest_in_mid_stall(report, parent)
-    if late_end_ns is not None and report.ended_ns - late_end_ns > _tolerance_ns(report):
-        late_end_ns = None
-    return _under(NonRecordingSpan(parent), begun_ns, late_end_ns)
+        is_own = own.get_span_context() == late.get_span_context()
+        return _under(late, begin_ns, late_end_ns) if is_own else _Place(Context())
+    own_begin_ns, own_end_ns = _time_ns(own, "start_time"), _time_ns(own, "end_time")
+    in_same_trace = own.get_span_context().trace_id == parent.trace_id
+    if in_same_trace and (
+        own.get_span_context().span_id == parent.span_id or _in_mid_stall(own_begin_ns, report)
+    ):
+        return _under(own, own_begin_ns, own_end_ns)
+    # The parent ended after its child did, and may have done so in the same moment.
+    if late_end_ns is None or report.ended_ns - late_end_ns > _tolerance_ns(report):
+        late_end_ns = own_end_ns if in_same_trace else None
+    return _under(NonRecordingSpan(parent), None, late_end_ns)
 
 
-def _is_own(span: Span, report: Report) -> bool:
-    request, found = report.stall.request, span.get_span_context()
-    return request is not None and request.span_id == trace.format_span_id(found.span_id)
+def _own(report: Report) -> Span:
+    """The request's own span; an invalid one where there is no request, or none of its own."""
+    if report.request_context is None:
+        return INVALID_SPAN
+    return report.request_context.copy().run(trace.get_current_span)
 
 
-def _oldest_in_mid_stall(report: Report, parent: SpanContext) -> tuple[SpanContext, int | None]:
-    """The request's own span, where all of the request began in mid-stall, and by when it had begun; else `parent`."""
-    request = report.stall.request
-    if request is None or request.span_id is None:
-        return parent, None
-    begun_ns = round(request.started_at * 1e9)
-    in_mid_stall = begun_ns >= report.started_ns - report.error_ns
-    if not in_mid_stall or request.trace_id != trace.format_trace_id(parent.trace_id):
-        return parent, None
-    span_id = int(request.span_id, 16)
-    own = SpanContext(parent.trace_id, span_id, False, parent.trace_flags, parent.trace_state)
-    return own, begun_ns
+def _in_mid_stall(begin_ns: int | None, report: Report) -> bool:
+    return begin_ns is not None and begin_ns >= report.started_ns - report.error_ns
 
 
 def _tolerance_ns(report: Report) -> int:
@@ -145,10 +152,12 @@ def _time_ns(span: Span, name: str) -> int | None:
 
 
 def describe(stall: Stall) -> str:
-    """The stall in one line: `event loop blocked 400 ms by time.sleep at app/users.py:42`."""
+    """The stall in one line: `event loop blocked 400 ms by time.sleep at app/users.py:42`.
+
+    Where nothing was called, the cause stands in its place: `event loop blocked 400 ms (cpu) at app/users.py:42`.
+    """
     words = [f"event loop blocked {stall.duration * 1000:.0f} ms"]
-    if stall.call:
-        words.append(f"by {stall.call}")
+    words.append(f"by {stall.call}" if stall.call else f"({stall.cause})")
     if stall.culprit:
         line = "" if stall.culprit.line is None else f":{stall.culprit.line}"
         words.append(f"at {stall.culprit.file}{line}")

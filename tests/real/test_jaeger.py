@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -42,7 +42,7 @@ from tests.jaeger import Jaeger, Span, find_jaeger, running_jaeger  # noqa: E402
 from tests.real.conftest import NEEDS_UVLOOP  # noqa: E402
 from tests.real.server import Child, Row, Server, read_rows, serve, wait_until  # noqa: E402
 from tests.real.told import CLOCK, LATE_BEAT, RECORD_SECONDS, belongs  # noqa: E402
-from tests.records import REQUEST, STARTED_NS, make_report, make_stall  # noqa: E402
+from tests.records import STARTED_NS, make_report  # noqa: E402
 
 STALL = "event_loop.stall"
 DEMO = "jaeger-demo"
@@ -287,7 +287,7 @@ def expected_attributes(record: Row) -> Row:
 
 
 def description(record: Row) -> str:
-    by = f" by {record['call']}" if record["call"] else ""
+    by = f" by {record['call']}" if record["call"] else f" ({record['cause']})"
     culprit = record["culprit"]
     at = f" at {culprit['file']}:{culprit['line']}" if culprit else ""
     return f"event loop blocked {record['duration'] * 1000:.0f} ms{by}{at}"
@@ -430,6 +430,7 @@ def test_of_an_unsampled_request_it_is_a_trace_of_its_own_that_names_the_request
         pytest.param((-10, -5), None, id="a span that ended before"),
         pytest.param((2, 399), None, id="a span within the stall"),
         pytest.param((1, 399), (50, 398), id="beside a span that began in mid-stall"),
+        pytest.param((-10, 300), (50, 100), id="beside one that ended long before its parent"),
     ],
 )
 def test_jaeger_marks_no_stall_that_is_longer_than_its_request(
@@ -449,18 +450,16 @@ def test_jaeger_marks_no_stall_that_is_longer_than_its_request(
     outer = lasting(request_ms, Context())
     own = trace.get_current_span(outer).get_span_context()
     inner = outer if active_ms is None else lasting(active_ms, outer)
-    request = replace(
-        REQUEST,
-        trace_id=format_trace_id(own.trace_id),
-        span_id=format_span_id(own.span_id),
-        started_at=STARTED_NS / 1e9 + request_ms[0] / 1e3 + 0.0001,
-    )
-    blocked = contextvars.Context()
-    blocked.run(attach, inner)
-    Spans(provider=provider)(make_report(make_stall(request=request), context=blocked))
+    Spans(provider=provider)(make_report(context=inside(inner), request_context=inside(outer)))
     trace_id = format_trace_id(own.trace_id)
     assert [span["name"] for span in jaeger.trace_v3(trace_id)].count(STALL) == 1
     assert jaeger.warnings(trace_id) == []
+
+
+def inside(active: Context) -> contextvars.Context:
+    made = contextvars.Context()
+    made.run(attach, active)
+    return made
 
 
 def by_id(record: Row) -> dict[str, str]:
