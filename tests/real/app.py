@@ -2,7 +2,7 @@
 
 How it is set up comes from variables, because uvicorn imports it in a process of its own:
 `REAL_TELEMETRY` (`none`, `before`, `after`: the contrib instrumentor before or after the install;
-`fastapi`: FastAPI's own), `REAL_INSTALL` (`module`, `lifespan`), and the files and ports that
+`fastapi`: FastAPI's own; `both`: that inside of contrib's middleware), `REAL_INSTALL` (`module`, `lifespan`), and the files and ports that
 `server.py` sets. Where OpenTelemetry's own variables name an OTLP endpoint, the spans go there too.
 """
 
@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
 from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import (
-    BatchSpanProcessor,
-    SimpleSpanProcessor,
-    SpanExporter,
-    SpanExportResult,
-)
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 
 import loopguard
 from tests.real import blocking, innocent
@@ -32,22 +29,26 @@ TELEMETRY = os.environ["REAL_TELEMETRY"]
 INSTALL = os.environ["REAL_INSTALL"]
 
 
-class SpanFile(SpanExporter):
-    """Writes what the test asks about finished spans, a JSON object a line."""
+class SpanFile(SpanProcessor):
+    """Writes what the test asks about spans, a JSON object a line: as each begins, and as each ends."""
 
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        for span in spans:
-            append(
-                os.environ["REAL_SPANS"],
-                {
-                    "name": span.name,
-                    "kind": span.kind.name,
-                    "trace_id": trace.format_trace_id(span.context.trace_id),
-                    "span_id": trace.format_span_id(span.context.span_id),
-                    "parent_id": trace.format_span_id(span.parent.span_id) if span.parent else None,
-                },
-            )
-        return SpanExportResult.SUCCESS
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        append(os.environ["REAL_STARTS"], {"span_id": trace.format_span_id(span.context.span_id)})
+
+    def on_end(self, span: ReadableSpan) -> None:
+        append(
+            os.environ["REAL_SPANS"],
+            {
+                "name": span.name,
+                "kind": span.kind.name,
+                "trace_id": trace.format_trace_id(span.context.trace_id),
+                "span_id": trace.format_span_id(span.context.span_id),
+                "parent_id": trace.format_span_id(span.parent.span_id) if span.parent else None,
+                "start_ns": span.start_time,
+                "end_ns": span.end_time,
+                "stall_id": (span.attributes or {}).get("loopguard.stall.id"),
+            },
+        )
 
 
 def otlp_exporter() -> SpanExporter:
@@ -74,7 +75,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 provider = TracerProvider()
 if TELEMETRY != "none":
-    provider.add_span_processor(SimpleSpanProcessor(SpanFile()))
+    provider.add_span_processor(SpanFile())
     if "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ:
         # In batches: a simple processor would send each request's span on the loop, and hold it.
         provider.add_span_processor(BatchSpanProcessor(otlp_exporter()))
@@ -94,3 +95,6 @@ if INSTALL == "module":
     install(app)
 if TELEMETRY == "after":
     FastAPIInstrumentor.instrument_app(app)
+
+# What is served. Put into the app's own stack, contrib's middleware would turn FastAPI's telemetry off.
+served = OpenTelemetryMiddleware(app) if TELEMETRY == "both" else app

@@ -81,6 +81,7 @@ class Server:
     jsonl: Path
     truth: Path
     spans: Path
+    starts: Path
 
 
 @contextmanager
@@ -94,12 +95,12 @@ def serve(
     variables: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """Serve `tests.real.app` on a free port; at the end it must have stopped in good order."""
-    files = {name: directory / f"{name}.jsonl" for name in ("jsonl", "truth", "spans")}
+    files = {name: directory / f"{name}.jsonl" for name in ("jsonl", "truth", "spans", "starts")}
     for file in files.values():
         file.touch()
     child = Child(
         [
-            *("-m", "uvicorn", "tests.real.app:app", "--port", "0", "--no-access-log"),
+            *("-m", "uvicorn", "tests.real.app:served", "--port", "0", "--no-access-log"),
             *("--loop", loop, "--http", http),
         ],
         directory / "uvicorn.log",
