@@ -167,7 +167,7 @@ def demo(jaeger: Jaeger, tmp_path_factory: pytest.TempPathFactory) -> Demo:
         assert child.process.wait(DEMO_SECONDS) == 0, child.read()
     finally:
         child.stop()
-    records = read_rows(jsonl)
+    records = [row for row in read_rows(jsonl) if not row["ongoing"]]
     traces = [read_back(jaeger, record) for record in records if record["trace_id"]]
     assert traces, child.read()
     return Demo(child.read(), traces, [record for record in records if not record["trace_id"]])
