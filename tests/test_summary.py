@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import loopguard
 from loopguard.record import Frame
 from loopguard.tell.summary import WORST, Summary
+from tests.holding import BUDGET, LONG, REST, run
 from tests.records import make_stall
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,3 +87,42 @@ def test_a_process_that_ends_says_it_last(
     ] == events
     if seconds:
         assert said[-1]["worst"][0].startswith(f"{script}:4 in main: 0.")
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("install_in", ["module", "lifespan"])
+def test_it_is_said_before_the_server_hears_that_the_application_has_ended(
+    install_in: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For then a server may end its process by the signal that stopped it. What the end itself blocked is in the sum."""
+    fastapi = pytest.importorskip("fastapi", reason="needs the extra `fastapi`")
+    caplog.set_level("INFO", "loopguard")
+    heard = dict[str, list[str]]()
+
+    def install() -> None:
+        loopguard.install(app, budget=BUDGET)
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        if install_in == "lifespan":
+            install()
+        yield
+        await asyncio.sleep(REST)
+        time.sleep(LONG)
+
+    app = fastapi.FastAPI(lifespan=lifespan)
+    if install_in == "module":
+        install()
+    told = iter(["lifespan.startup", "lifespan.shutdown"])
+
+    async def receive() -> dict[str, str]:
+        return {"type": next(told)}
+
+    async def send(message: dict[str, str]) -> None:
+        heard[message["type"]] = [record.getMessage() for record in caplog.records]
+
+    run(app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send))
+    events = heard["lifespan.shutdown.complete"]
+    assert events.count("event_loop.stall") >= 1
+    assert events[-1] == "event_loop.summary"
+    assert events.count("event_loop.summary") == 1
