@@ -97,7 +97,7 @@ def _phase_of(task: asyncio.Task[Any]) -> Phase | None:
         if not isinstance(coroutine, CoroutineType):
             return "startup"
         frame, awaited = coroutine.cr_frame, coroutine.cr_await
-        if frame is not None and _is_lifespan(frame):
+        if frame is not None and runs_lifespan(frame):
             if local(frame, "started") is not True:
                 return "startup"
             waits = isinstance(awaited, CoroutineType) and "receive" in awaited.__name__
@@ -106,6 +106,7 @@ def _phase_of(task: asyncio.Task[Any]) -> Phase | None:
     return None
 
 
-def _is_lifespan(frame: FrameType) -> bool:
+def runs_lifespan(frame: FrameType) -> bool:
+    """Whether it is the frame of Starlette's own coroutine that runs an application's lifespan."""
     module = frame.f_globals.get("__name__")
     return frame.f_code.co_name == "lifespan" and module == "starlette.routing"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine, Iterable
-from types import FrameType, MethodType
+from types import MethodType
 from typing import Any, Protocol, cast
 
-from loopguard.capture.lifespan import Lifespan, Receive, Send
+from loopguard.capture.lifespan import Lifespan, Receive, Send, runs_lifespan
 from loopguard.capture.requests import RequestTable, Scope
 from loopguard.capture.variables import local
 from loopguard.config import ConfigError
@@ -196,19 +196,17 @@ class WrappedApp:
 def _join(lifespan: Lifespan) -> None:
     """Follow the application's lifespan, if that is where we are called from."""
     inner, frame = None, sys._getframe()
-    while not _is_lifespan(frame):
+    while not runs_lifespan(frame):
         if frame.f_back is None:
             return
         inner, frame = frame, frame.f_back
     task = asyncio.current_task()
-    if task is not None and inner is not None:
-        # Starlette enters the context manager of its lifespan: it is what `__aenter__` was called on.
-        lifespan.join(task, local(inner, inner.f_code.co_varnames[0]))
-
-
-def _is_lifespan(frame: FrameType) -> bool:
-    module = frame.f_globals.get("__name__")
-    return frame.f_code.co_name == "lifespan" and module == "starlette.routing"
+    if task is None:
+        return
+    # Starlette enters a context manager: `__aenter__` was called on that.
+    entering = inner is not None and inner.f_code.co_name == "__aenter__"
+    manager = local(inner, inner.f_code.co_varnames[0]) if inner and entering else None
+    lifespan.join(task, manager)
 
 
 def _telemetry_in(stack: Any) -> Any:
