@@ -5,17 +5,30 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, BackgroundTasks, Depends, Request, WebSocket
 from fastapi.concurrency import run_in_threadpool
+from fastapi.requests import HTTPConnection
 from fastapi.responses import StreamingResponse
 
 from tests.real.truth import Held
 
-router = APIRouter(prefix="/innocent")
-
 BUDGET = 0.1
+UNDER = 0.6 * BUDGET
+STREAM_BYTES = 200_000
+WORDS = 5
+
+_served: Counter[str] = Counter()
+
+
+async def count(connection: HTTPConnection) -> None:
+    """Note that a handler of that kind was called."""
+    _served[connection.scope["route"].path.split("/")[2]] += 1
+
+
+router = APIRouter(prefix="/innocent", dependencies=[Depends(count)])
 
 
 def spin(seconds: float) -> None:
@@ -25,9 +38,16 @@ def spin(seconds: float) -> None:
         pass
 
 
-@router.get("/ready")
-async def ready() -> str:
-    return "ready"
+def nap() -> None:
+    """Block for 0.6 of a budget."""
+    with Held("under", resumed=True):
+        time.sleep(UNDER)
+
+
+@router.get("/served/all")
+async def served() -> dict[str, int]:
+    """How many requests of each kind have come to their handlers, and what they left to be done."""
+    return dict(_served)
 
 
 @router.get("/sleep/{item}")
@@ -67,24 +87,49 @@ async def chunks(item: str) -> str:
 @router.get("/under/{item}")
 async def under(item: str) -> str:
     with Held("under"):
-        time.sleep(0.6 * BUDGET)
+        time.sleep(UNDER)
     return item
 
 
 @router.get("/busy_under/{item}")
 async def busy_under(item: str) -> str:
     with Held("under"):
-        spin(0.6 * BUDGET)
+        spin(UNDER)
     return item
 
 
 @router.get("/two_under/{item}")
 async def two_under(item: str) -> str:
-    async def nap() -> None:
-        with Held("under", resumed=True):
-            time.sleep(0.6 * BUDGET)
+    async def task() -> None:
+        nap()
 
-    await asyncio.gather(nap(), nap())
+    await asyncio.gather(task(), task())
+    return item
+
+
+@router.get("/two_callbacks/{item}")
+async def two_callbacks(item: str) -> str:
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+    for callback in (nap, nap, done.set):
+        loop.call_soon(callback)
+    await done.wait()
+    return item
+
+
+@router.get("/background/{item}")
+async def background(item: str, later: BackgroundTasks) -> str:
+    async def on_the_loop() -> None:
+        await asyncio.sleep(0.05)
+        nap()
+        _served["done_on_the_loop"] += 1
+
+    def in_a_thread() -> None:
+        time.sleep(0.3)
+        _served["done_in_a_thread"] += 1
+
+    later.add_task(on_the_loop)
+    later.add_task(in_a_thread)
     return item
 
 
@@ -93,7 +138,7 @@ async def stream(item: str) -> StreamingResponse:
     async def parts() -> AsyncIterator[bytes]:
         for _ in range(20):
             await asyncio.sleep(0.02)
-            yield item.encode() * 1000
+            yield bytes(STREAM_BYTES // 20)
 
     return StreamingResponse(parts())
 
@@ -104,3 +149,13 @@ async def upload(item: str, request: Request) -> int:
     async for part in request.stream():
         size += len(part)
     return size
+
+
+@router.websocket("/words/{item}")
+async def words(item: str, websocket: WebSocket) -> None:
+    await websocket.accept()
+    for _ in range(WORDS):
+        word = await websocket.receive_text()
+        await asyncio.sleep(0.02)
+        await websocket.send_text(word)
+    await websocket.close()
