@@ -202,7 +202,6 @@ class Watchdog:
                 waits = voluntary_switches() - switches
                 look = replace(look, gil_waits=waits, starved_ns=starved)
                 watch.add(look)
-                watch.heart.note_run_delay()
                 self._tell_early(watch, look)
             self._judge(watch)
             self._plan(alarm, watch)
@@ -218,6 +217,8 @@ class Watchdog:
             # One that ran already when it was begun: nobody tells us of its stop.
             heart.leave()
             return None
+        # Before the look, which lets the GIL go: the beat that ends the stall may come in the midst of it.
+        heart.note_run_delay()
         return self._observer.look(subject, asked, watch.read_iteration)
 
     def _tell_early(self, watch: _Watch, look: Look) -> None:
