@@ -131,8 +131,8 @@ def test_a_request_that_began_before_the_iteration_dates_nothing() -> None:
     """Its callback resumed something: it began with the iteration, or a little later."""
     seen = [look(at, iteration=turn(30, 1), request=request(-900)) for at in (55, 100, 200)]
     ((start, error, _),) = judge(beat(220), *seen)
-    assert start - error <= 30 <= start + error
-    assert start + error <= 38
+    assert 30 <= start <= 34, "most likely; but what ran before it may have taken all of the time"
+    assert start + error == 55
 
 
 def test_a_callback_of_a_request_did_not_begin_before_the_request() -> None:
@@ -145,11 +145,15 @@ def test_a_callback_of_a_request_did_not_begin_before_the_request() -> None:
 
 
 def test_a_wait_is_dated_by_the_cpu_time_before_it() -> None:
-    """Of what ran before it in the iteration 12 ms were spent on a CPU, so it began some 13 ms in."""
+    """Of what ran before it in the iteration 12 ms were spent on a CPU, so it began some 13 ms in at the latest.
+
+    Unless what ran before it waited too, which nobody saw: the error says so.
+    """
     seen = [look(at, iteration=turn(10, 3), cpu=12, wait=Wait("poll", "")) for at in (55, 100, 200)]
     ((start, error, _),) = judge(beat(220), *seen)
-    assert start - error <= 22 <= start + error
-    assert start + error <= 24
+    assert 10 <= start <= 22
+    assert start - error <= 10
+    assert start + error == 55
 
 
 def test_an_iteration_whose_start_moves_dates_nothing() -> None:
@@ -236,17 +240,38 @@ def test_what_is_held_lasts_for_the_budget_at_least(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_true_start_is_within_the_error_unless_another_ran_before_it_in_its_iteration(
-    kind: Kind,
-) -> None:
-    """A wait before its own, that no look saw, cannot be told from it; then it is off by a beat at most."""
-    wrong = total = 0
-    for _, verdicts in worlds(kind):
-        for callback, held in verdicts:
-            total += 1
-            off = abs(callback.start_ns - held.start_ns) - held.error_ns
-            if off > 0:
-                wrong += 1
-                assert callback.index > 0
-                assert off <= INTERVAL
-    assert wrong <= total // 25
+def test_the_true_start_is_within_the_error(kind: Kind) -> None:
+    """Also where a wait that no look saw came before it in its iteration, which cannot be told from its own."""
+    offs = [
+        abs(callback.start_ns - held.start_ns) - held.error_ns
+        for _, verdicts in worlds(kind)
+        for callback, held in verdicts
+    ]
+    assert len(offs) > WORLDS // 3
+    assert max(offs) <= 0
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+def test_most_starts_are_known_much_better_than_that(kind: Kind) -> None:
+    """The likely one is off by a few milliseconds, though an unseen wait may always have made it more."""
+    offs = sorted(
+        abs(callback.start_ns - held.start_ns)
+        for _, verdicts in worlds(kind)
+        for callback, held in verdicts
+    )
+    assert offs[len(offs) * 3 // 4] < 10 * MS
+
+
+def test_a_late_watchdog_is_held_against_nobody() -> None:
+    """Two callbacks of 0.6 budgets in one iteration; of the second it saw the last moment, and all in between is unknown."""
+    first, second = turn(1, 0), turn(1, 1)
+    seen = [look(20, key="a", iteration=first), look(120, key="b", late=92, iteration=second)]
+    assert judge(beat(121), *seen) == []
+    assert judge(beat(161), look(100, late=45, key="b", iteration=turn(1, 1))) == []
+
+
+def test_a_short_callback_behind_a_very_long_one_is_not_held() -> None:
+    """After two seconds looks are 125 ms apart; what fits in between is not known to have filled it."""
+    long = [look(at, key="a", iteration=turn(1, 0)) for at in (55, 1000, 1940)]
+    verdicts = judge(beat(2062), *long, look(2060, key="b", iteration=turn(1, 1)))
+    assert [round(start) for start, _, _ in verdicts] == [1]

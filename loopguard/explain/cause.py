@@ -128,22 +128,50 @@ def _starved_of_gil(look: Look, switch_ns: int) -> int:
 
 
 def _not_run(held: Held, duration: int, on_cpu: float, budget_ns: int, switch_ns: int) -> bool:
-    """Whether the system kept the thread from running for so long that the rest is within the budget."""
-    delay = held.beat.run_delay_ns or 0
+    """Whether the thread's own time was within the budget, and it was the system that made it longer.
+
+    Either what the system withheld is all that is over the budget; or it is most of what nobody saw the thread do.
+    """
+    own = on_cpu + _seen_waiting(held, switch_ns)
+    if own >= budget_ns:
+        return False
+    if not held.looks:
+        return True
     asleep = sum(_suspended(look, switch_ns) for look in held.looks)
-    if not held.looks and on_cpu < budget_ns:
-        asleep = duration
-    # What it was seen to spend itself is its own, however long the system kept it waiting beside that.
-    spent = on_cpu + max(0.0, _seen_waiting(held) - asleep)
-    return duration - max(delay, asleep) < budget_ns and spent < budget_ns
+    withheld = max(held.beat.run_delay_ns or 0, asleep)
+    # Where the watchdog got no CPU the loop need not have lacked one; but then nobody saw what it did.
+    unwatched = min(sum(look.starved_ns for look in held.looks), duration)
+    return duration - withheld < budget_ns or 2 * max(withheld, unwatched) >= duration - own
 
 
-def _seen_waiting(held: Held) -> float:
-    """Nanoseconds for which the looks saw it wait in a system call, other than for a lock or the GIL."""
-    return sum(
-        weight * 1e9
-        for look, weight in weigh(held)
-        if look.wait is not None and look.wait.call != "futex"
+def _seen_waiting(held: Held, switch_ns: int) -> float:
+    """Nanoseconds for which the looks saw it wait for something, other than for the GIL or a CPU.
+
+    Between two looks at one wait it was waiting, unless all was suspended. Any other look tells only of as much time
+    as looks are apart where the watchdog is run as it should be, and of the time before the first of them.
+    """
+    beat = held.beat
+    lateness = (beat.run_delay_ns or 0) / max(beat.at_ns - beat.last_ns, 1)
+    apart = (beat.due_ns - beat.last_ns) // 6
+    seen = 0.0
+    for before, look, after in zip(
+        [None, *held.looks], held.looks, [*held.looks[1:], None], strict=False
+    ):
+        if not _waits(look):
+            continue
+        if before is None:
+            seen += max(0, look.asked_ns - held.start_ns) * max(0.0, 1 - lateness)
+        if after is None or after.wait != look.wait:
+            end = held.end_ns if after is None else after.asked_ns
+            seen += min(apart, max(0, end - look.at_ns))
+        else:
+            seen += after.at_ns - look.at_ns - _suspended(after, switch_ns)
+    return seen
+
+
+def _waits(look: Look) -> bool:
+    return look.wait is not None and (
+        look.wait.call != "futex" or _is_lock(look.callee, look.stack)
     )
 
 

@@ -19,14 +19,22 @@ _NOISE_NS = 2_500_000
 _WAITER_NS = 1_000_000
 # What ran before a request's callback in its iteration: handlers that do not block take less.
 _BEFORE_NS = 7_000_000
+# Of the time that no look saw before and behind a callback, half is held against it, but no more than these parts of
+# the budget: that is half of what looks leave unseen while the watchdog is run as it should be. Whatever runs for less
+# than the rest of the budget is never held, however late the watchdog was.
+_AHEAD, _BEHIND = 4, 10
 
 
 class _Start(NamedTuple):
-    """When a callback began: not before `earliest`, likely not after `likely`, surely not after `latest`."""
+    """When a callback began: not before `earliest`, likely not after `likely`, surely not after `latest`.
+
+    The verdict counts its time from `counted`.
+    """
 
     earliest_ns: int
     likely_ns: int
     latest_ns: int
+    counted_ns: int
 
 
 def find_stalls(
@@ -40,18 +48,19 @@ def find_stalls(
     if all(group[0].key is None for group in seen):
         return _unseen(beat, looks, budget_ns)
     starts = [
-        _start(group, beat, previous, switch_ns)
+        _start(group, beat, previous, budget_ns, switch_ns)
         for group, previous in zip(seen, [None, *seen], strict=False)
     ]
     held = []
     for place, (group, start) in enumerate(zip(seen, starts, strict=True)):
         after = starts[place + 1] if place + 1 < len(seen) else None
-        unknown_until = beat.at_ns if after is None else after.latest_ns
-        certain_end = (group[-1].at_ns + max(group[-1].at_ns, unknown_until)) // 2
-        if group[0].key is None or certain_end - start.latest_ns < budget_ns:
+        unknown_until = beat.at_ns if after is None else after.counted_ns
+        seen_until = group[-1].at_ns
+        certain_end = seen_until + _half(unknown_until - seen_until, budget_ns // _BEHIND)
+        if group[0].key is None or certain_end - start.counted_ns < budget_ns:
             continue
         likely = (start.earliest_ns + start.likely_ns) // 2
-        error = max((start.likely_ns - start.earliest_ns + 1) // 2, _least_error(beat))
+        error = max(likely - start.earliest_ns, start.latest_ns - likely, _least_error(beat))
         end = beat.at_ns
         if after is not None:
             end = max(certain_end, (after.earliest_ns + after.likely_ns) // 2)
@@ -72,8 +81,16 @@ def _unseen(beat: LateBeat, looks: Sequence[Look], budget_ns: int) -> list[Held]
     return [Held(middle, middle - beat.last_ns, beat.at_ns, tuple(looks), beat)]
 
 
+def _half(unseen_ns: int, most_ns: int) -> int:
+    return min(max(0, unseen_ns) // 2, most_ns)
+
+
 def _start(
-    group: tuple[Look, ...], beat: LateBeat, previous: tuple[Look, ...] | None, switch_ns: int
+    group: tuple[Look, ...],
+    beat: LateBeat,
+    previous: tuple[Look, ...] | None,
+    budget_ns: int,
+    switch_ns: int,
 ) -> _Start:
     first = group[0]
     earliest = beat.last_ns if previous is None else previous[-1].at_ns
@@ -82,7 +99,7 @@ def _start(
     called = _call_of_request(first, earliest, latest)
     if called is not None:
         known = earliest if began is None else max(earliest, min(began, called))
-        return _Start(max(known, called - _LEAD_NS), called, called)
+        return _Start(max(known, called - _LEAD_NS), called, called, called)
     if began is None or first.iteration is None:
         return _by_request(first, earliest, latest)
     exactly = began + first.iteration.error_ns
@@ -90,21 +107,26 @@ def _start(
         return _by_request(first, earliest, latest)
     if exactly < earliest:  # the iteration of the callback before it, or of the last beat
         start = _by_request(first, earliest, latest)
-        half = (start.earliest_ns + latest) // 2
         after_beat = first.request is not None and previous is None
         likely = min(latest, start.earliest_ns + _BEFORE_NS) if after_beat else latest
-        return start._replace(likely_ns=likely, latest_ns=half)
+        return _among_others(start._replace(likely_ns=likely), budget_ns)
     earliest = max(earliest, began)
     if first.iteration.index == 0:
-        return _Start(earliest, exactly, max(earliest, exactly))
+        exactly = max(earliest, exactly)
+        return _Start(earliest, exactly, exactly, exactly)
     likely = latest
     if first.wait is not None and first.cpu_ns is not None:
         # What ran before it in this iteration took some of the CPU time; the one that waits took next to none.
         likely = min(latest, exactly + first.cpu_ns - beat.cpu_start_ns + _WAITER_NS)
     if first.request is not None:
         likely = min(likely, exactly + _BEFORE_NS)
-    # Callbacks that no look saw may have run before it. Half the unknown time is held against none of them.
-    return _Start(earliest, max(earliest, likely), (earliest + latest) // 2)
+    return _among_others(_Start(earliest, max(earliest, likely), latest, latest), budget_ns)
+
+
+def _among_others(start: _Start, budget_ns: int) -> _Start:
+    """Of a callback that others may have run before in its iteration, and no look saw them."""
+    counted = start.latest_ns - _half(start.latest_ns - start.earliest_ns, budget_ns // _AHEAD)
+    return start._replace(counted_ns=counted)
 
 
 def _call_of_request(first: Look, earliest: int, latest: int) -> int | None:
@@ -124,7 +146,7 @@ def _by_request(first: Look, earliest: int, latest: int) -> _Start:
     """Without the iteration's start: a callback of a request began when that was called, or later."""
     if first.request is not None:
         earliest = max(earliest, min(first.request.started_ns - _LEAD_NS, latest))
-    return _Start(earliest, latest, latest)
+    return _Start(earliest, latest, latest, latest)
 
 
 def _starved_since(look: Look, switch_ns: int) -> int:
