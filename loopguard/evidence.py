@@ -102,8 +102,8 @@ class LateBeat:
 
     `cpu_ns`, `gc_ns` and `run_delay_ns` are what the loop's thread spent since the last beat on a CPU, in the
     collector, and ready to run without getting a CPU. The first is None where another thread had to ask for it and
-    the platform does not tell. The last is measured from the first look on, and scaled to the whole; None without a
-    look, or where the platform does not tell.
+    the platform does not tell. The last is measured from the first look on, and before that it is the most that it
+    can have been; None without a look, or where the platform does not tell.
     """
 
     last_ns: int

@@ -148,7 +148,7 @@ def _seen_waiting(held: Held, switch_ns: int) -> float:
     """Nanoseconds for which the looks saw it wait for something, other than for the GIL or a CPU.
 
     Between two looks at one wait it was waiting, unless all was suspended. Any other look tells only of as much time
-    as looks are apart where the watchdog is run as it should be, and of the time before the first of them.
+    as looks are apart where the watchdog is run as it should be, and the first of that since it surely had begun.
     """
     beat = held.beat
     lateness = (beat.run_delay_ns or 0) / max(beat.at_ns - beat.last_ns, 1)
@@ -160,7 +160,7 @@ def _seen_waiting(held: Held, switch_ns: int) -> float:
         if not _waits(look):
             continue
         if before is None:
-            seen += max(0, look.asked_ns - held.start_ns) * max(0.0, 1 - lateness)
+            seen += max(0, look.asked_ns - held.start_ns - held.error_ns) * max(0.0, 1 - lateness)
         if after is None or after.wait != look.wait:
             end = held.end_ns if after is None else after.asked_ns
             seen += min(apart, max(0, end - look.at_ns))
