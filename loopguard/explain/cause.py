@@ -137,7 +137,7 @@ def _not_run(held: Held, duration: int, on_cpu: float, budget_ns: int, switch_ns
         return False
     if not held.looks:
         return True
-    asleep = sum(_suspended(look, switch_ns) for look in held.looks)
+    asleep = sum(_suspended(look, held, switch_ns) for look in held.looks)
     withheld = max(held.beat.run_delay_ns or 0, asleep)
     # Where the watchdog got no CPU the loop need not have lacked one; but then nobody saw what it did.
     unwatched = min(sum(look.starved_ns for look in held.looks), duration)
@@ -165,7 +165,7 @@ def _seen_waiting(held: Held, switch_ns: int) -> float:
             end = held.end_ns if after is None else after.asked_ns
             seen += min(apart, max(0, end - look.at_ns))
         else:
-            seen += after.at_ns - look.at_ns - _suspended(after, switch_ns)
+            seen += after.at_ns - look.at_ns - _suspended(after, held, switch_ns)
     return seen
 
 
@@ -175,10 +175,14 @@ def _waits(look: Look) -> bool:
     )
 
 
-def _suspended(look: Look, switch_ns: int) -> int:
-    """Nanoseconds for which the watchdog was late, and neither for want of the GIL nor of a CPU."""
+def _suspended(look: Look, held: Held, switch_ns: int) -> int:
+    """Nanoseconds for which the watchdog was late, and neither for want of the GIL nor of a CPU.
+
+    A watchdog without a kernel timer is late by up to an interval.
+    """
     late = look.late_ns - look.starved_ns
-    return late if late > _WAKE_UP_NS and look.gil_waits * switch_ns < late // 2 else 0
+    punctual = held.beat.due_ns - held.beat.last_ns + _WAKE_UP_NS
+    return late if late > punctual and look.gil_waits * switch_ns < late // 2 else 0
 
 
 def _importing(held: Held) -> float:
