@@ -10,12 +10,14 @@ from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
 from time import monotonic_ns, thread_time_ns
+from types import CodeType
 from typing import NamedTuple
 
 from loopguard.capture.clocks import RunDelay
 from loopguard.capture.looks import Subject
 from loopguard.capture.stacks import depth_of
 from loopguard.evidence import LateBeat
+from loopguard.watch.loops import foreseen_base
 from loopguard.watch.timer import Alarm
 
 
@@ -75,7 +77,16 @@ class Heartbeat:
         self._noted: tuple[int, int] | None = None
         # An empty context of our own: the user's contextvars are not ours to keep alive.
         self._context = Context()
+        self._begun = False
         self._handle: asyncio.Handle = loop.call_soon(self._first, context=self._context)
+        # Only then are we told of its stop.
+        self.told_of_stop = not loop.is_running()
+        base = foreseen_base(loop) if self.told_of_stop else None
+        if base is not None:
+            # The first callback is one of the user's, and may hold the loop.
+            self.subject = self._describe(*base)
+            self._note(monotonic_ns())
+            self.alarm.arm(self.due_ns + self._shared.pace.slack_ns)
 
     def stop(self) -> None:
         """The loop stops to run, or is watched no longer. Leaves nothing on it."""
@@ -97,24 +108,30 @@ class Heartbeat:
 
     def renew(self) -> None:
         """Beat now, and from now on at the new pace: the next beat was planned at the old one."""
-        if self.subject is not None and not self.stopped:
+        if self._begun and not self.stopped:
             self._handle.cancel()
             self._beat()
 
     def _first(self) -> None:
         frame = sys._getframe(1)
-        self.subject = Subject(
+        foreseen, self.subject = self.subject, self._describe(depth_of(frame), frame.f_code)
+        self._begun = True
+        if foreseen == self.subject:
+            self._beat()
+            return
+        self._next(monotonic_ns())
+        self.alarm.arm(self.due_ns + self._shared.pace.slack_ns)
+
+    def _describe(self, base_depth: int, base_code: CodeType) -> Subject:
+        return Subject(
             loop=self.loop,
             thread_id=threading.get_ident(),
             native_id=threading.get_native_id(),
             thread_name=threading.current_thread().name,
             context_address=self._shared.context_address(),
-            base_depth=depth_of(frame),
-            base_code=frame.f_code,
+            base_depth=base_depth,
+            base_code=base_code,
         )
-        now = monotonic_ns()
-        self._next(now)
-        self.alarm.arm(self.due_ns + self._shared.pace.slack_ns)
 
     def _beat(self) -> None:
         if self.stopped:
@@ -134,6 +151,12 @@ class Heartbeat:
             self._shared.trouble(error)
 
     def _next(self, now: int) -> None:
+        self._note(now)
+        interval = self._shared.pace.interval_ns
+        self._handle = self.loop.call_later(interval / 1e9, self._beat, context=self._context)
+
+    def _note(self, now: int) -> None:
+        """A beat, or the begin of a run: from now on the next is waited for."""
         interval, slack = self._shared.pace
         if now - self.due_ns > slack // 2 or self._beats % _EVERY == 0:
             self._delay_ns = self._run_delay.read()
@@ -143,7 +166,6 @@ class Heartbeat:
         self._cpu_ns = thread_time_ns()
         self._gc_ns = self._shared.collector_ns()
         self._noted = None
-        self._handle = self.loop.call_later(interval / 1e9, self._beat, context=self._context)
 
     def note_run_delay(self) -> None:
         """Called by the watchdog, before its first look since a beat. Not every beat has time for it."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib.util
+import sys
 from collections.abc import Callable
+from types import CodeType, FrameType
 from typing import Any
+
+from loopguard.capture.stacks import depth_of
 
 Begin = Callable[[asyncio.AbstractEventLoop], Callable[[], None]]
 """Called on the loop's thread before it runs; what it returns is called when the loop has stopped. Neither raises."""
@@ -57,6 +61,28 @@ class LoopHook:
                 end()
 
         return run_watched
+
+
+def foreseen_base(loop: asyncio.AbstractEventLoop) -> tuple[int, CodeType] | None:
+    """The depth and the code of the loop's own innermost frame, once it runs: what stands above it is the callback.
+
+    None where no `run_watched` is about to run it, or for a loop of unknown make. The first callback may hold the loop
+    before anything of ours runs on it, so this must be known before; whoever relies on it compares, once it runs.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_qualname != _RUN_WATCHED:
+        frame = frame.f_back
+    if frame is None:
+        return None
+    if is_uvloop(loop):
+        return depth_of(frame), frame.f_code
+    if isinstance(loop, asyncio.BaseEventLoop):
+        # run_forever, _run_once, Handle._run
+        return depth_of(frame) + 3, asyncio.Handle._run.__code__
+    return None
+
+
+_RUN_WATCHED = f"{LoopHook._wrap.__qualname__}.<locals>.run_watched"
 
 
 def loop_classes() -> list[type]:

@@ -214,8 +214,8 @@ class Watchdog:
         if heart.stopped or heart.late or self._paused or subject is None or monotonic_ns() < asked:
             return None
         if not heart.loop.is_running():
-            # One that ran already when it was begun: nobody tells us of its stop.
-            heart.leave()
+            if not heart.told_of_stop:  # it ran already when it was begun
+                heart.leave()
             return None
         # Before the look, which lets the GIL go: the beat that ends the stall may come in the midst of it.
         heart.note_run_delay()
