@@ -30,7 +30,10 @@ def install() -> loopguard.Guard:
 
 
 def functions(guard: loopguard.Guard) -> list[str | None]:
-    return [stall.culprit and stall.culprit.function.split(".")[-1] for stall in told(guard)]
+    return [
+        None if stall.culprit is None else stall.culprit.function.split(".")[-1]
+        for stall in told(guard)
+    ]
 
 
 async def at_once() -> None:
@@ -48,7 +51,9 @@ async def at_once_and_on() -> None:
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("main", [at_once, at_once_and_on, hold])
-def test_a_stall_is_found_from_the_first_callback_of_a_run_to_its_last(main: Any, loop: str) -> None:
+def test_a_stall_is_found_from_the_first_callback_of_a_run_to_its_last(
+    main: Any, loop: str
+) -> None:
     guard = install()
     began = time.time()
     run(main(), loop)

@@ -20,7 +20,6 @@ from loopguard.evidence import LateBeat
 from loopguard.watch.loops import foreseen_base
 from loopguard.watch.timer import Alarm
 
-
 # To read the run delay takes 11 µs. Of beats that come in time every 16th does it: between them little can be withheld.
 _EVERY = 16
 
