@@ -57,6 +57,12 @@ def test_ready_to_run_without_a_cpu_counts_as_computing() -> None:
     assert cause(held(seen, cpu=130, run_delay=260)) == "cpu"
 
 
+def test_a_wait_has_not_computed_though_another_of_its_iteration_was_kept_from_a_cpu() -> None:
+    callee = Callee(LOCK.acquire, None, "acquire")
+    waiting = looks(720, 800, 890, wait=FUTEX, callee=callee, cpu=100)
+    assert cause(held(waiting, start=700, end=1000, cpu=101, run_delay=200)) == "lock"
+
+
 @pytest.mark.parametrize(
     "callee",
     [
@@ -137,6 +143,45 @@ def test_a_stop_in_the_midst_of_a_long_call_does_not_excuse_the_call() -> None:
         look(990, wait=SLEEP),
     ]
     assert cause(held(seen, end=1000)) == "blocking_call"
+
+
+def test_one_look_at_a_wait_does_not_prove_that_it_went_on_while_the_watchdog_got_no_cpu() -> None:
+    """A sleep of 60 ms on a starved machine: it was over long before anybody could look again."""
+    seen = [look(55, wait=SLEEP, cpu=8, starved=237)]
+    assert cause(held(seen, start=22, end=348, cpu=9, run_delay=None)) == "not_scheduled"
+    assert cause(held([look(55, wait=SLEEP, cpu=8)], start=22, end=348, cpu=9)) == "blocking_call"
+
+
+def test_a_wait_that_two_looks_saw_went_on_between_them_however_starved_the_watchdog_was() -> None:
+    seen = [look(55, wait=SLEEP, cpu=8), look(300, late=236, wait=SLEEP, cpu=8, starved=236)]
+    assert cause(held(seen, start=22, end=348, cpu=9, run_delay=40)) == "blocking_call"
+
+
+def test_a_lock_that_two_looks_saw_is_one_on_a_starved_machine_too() -> None:
+    callee = Callee(LOCK.acquire, None, "acquire")
+    seen = looks(55, 300, wait=FUTEX, callee=callee, cpu=8, starved=150)
+    assert cause(held(seen, start=22, end=348, cpu=9, run_delay=40)) == "lock"
+
+
+def test_what_began_nobody_knows_when_is_not_known_to_have_waited_before_it_was_seen() -> None:
+    """Others ran before it in its iteration, without a CPU; of its own 60 ms of sleep were seen."""
+    seen = looks(62, 80, 97, 120, wait=SLEEP, cpu=13)
+    last = look(131, cpu=13, late=4, starved=4)
+    verdict = held([*seen, last], start=4, end=140, error=58, cpu=14, run_delay=40)
+    assert cause(verdict) == "not_scheduled"
+    assert cause(held([*seen, last], start=4, end=140, cpu=14, run_delay=20)) == "blocking_call"
+
+
+def test_where_the_system_withheld_most_of_what_nobody_saw_it_do_it_was_not_scheduled() -> None:
+    """It computed for 60 of 200 ms, and was kept from a CPU for 80 that are known."""
+    seen = looks(60, 150, 190, cpu=30)
+    assert cause(held(seen, end=200, cpu=60, run_delay=80)) == "not_scheduled"
+    assert cause(held(seen, end=200, cpu=60, run_delay=20)) != "not_scheduled"
+
+
+def test_a_watchdog_that_polls_and_so_comes_late_is_no_sign_of_a_suspended_process() -> None:
+    seen = looks(80, 130, 180, 230, 280, 330, 380, late=24, wait=SLEEP, cpu=1)
+    assert cause(held(seen, cpu=1)) == "blocking_call"
 
 
 def test_in_no_callback_while_another_thread_keeps_the_gil_is_gil_wait() -> None:

@@ -72,7 +72,9 @@ def cause_of(held: Held, budget_ns: int, switch_ns: int) -> Cause:
     if on_cpu < _HALF * duration:
         if wait is not None and wait.call != "futex":
             return "blocking_call"
-        on_cpu += held.beat.run_delay_ns or 0  # it would have computed, had it been given a CPU
+        # It would have computed, had it been given a CPU; but not while it waited, for the delay may be another's.
+        free = max(0.0, duration - on_cpu - _seen_waiting(held, switch_ns))
+        on_cpu += min(held.beat.run_delay_ns or 0, free)
     if on_cpu >= _HALF * duration:
         return "gil_hold" if starved >= _HALF else "cpu"
     if starved >= _HALF:
