@@ -72,6 +72,7 @@ class Look:
 
     `stack` is innermost first and holds the callback's frames only; it is empty where the loop ran no callback.
     `key` tells callbacks apart: it changes exactly when another callback is running.
+    `serves`: the request's own coroutine was running, not just something that was begun for it.
     `asked_ns` is when the watchdog's timer fired, `at_ns` when it was served; `gil_waits` counts how often it woke in
     between to ask for the GIL again, `starved_ns` how long it was ready to run without getting a CPU.
     """
@@ -85,6 +86,7 @@ class Look:
     task: str | None = None
     coroutine: str | None = None
     request: ActiveRequest | None = None
+    serves: bool = False
     iteration: Iteration | None = None
     cpu_ns: int | None = None
     wait: Wait | None = None

@@ -130,6 +130,7 @@ def _look(world: World, kind: Kind, asked: int, served: int) -> Look:
         (callback.iteration_ns, callback.index) if kind == "asyncio" else callback.name,
         STACK,
         request=_request(callback.request_ns, served),
+        serves=True,
         iteration=_iteration(callback, kind),
         cpu_ns=world.cpu_ns(served),
         wait=Wait("poll", "") if callback.waits else None,

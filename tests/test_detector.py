@@ -121,10 +121,18 @@ def test_time_that_the_watchdog_had_no_cpu_is_not_held_against_anybody() -> None
 
 def test_a_request_that_began_in_the_iteration_dates_its_callback() -> None:
     """The task takes one step in an iteration, and our layer was called in this one."""
-    seen = [look(at, iteration=turn(1, 2), request=request(48)) for at in (55, 100, 200)]
+    seen = [
+        look(at, iteration=turn(1, 2), request=request(48), serves=True) for at in (55, 100, 200)
+    ]
     ((start, error, _),) = judge(beat(220), *seen)
     assert start - error <= 48 <= start + error
     assert error <= 2.5
+
+
+def test_what_a_request_began_is_not_dated_by_its_call() -> None:
+    """uvloop's clock is cut to milliseconds: a later iteration may seem to have begun before the call."""
+    late = [look(at, late=16, iteration=turn(6, error=2), request=request(7)) for at in (71, 130)]
+    assert judge(beat(150), *late) == []
 
 
 def test_a_request_that_began_before_the_iteration_dates_nothing() -> None:

@@ -137,7 +137,7 @@ def test_one_that_computes_one_that_sleeps_and_one_that_waits_for_a_lock(loop: s
         check_times(stall, truth)
     computing, *waiting = [stall.cpu_time or 0.0 for stall in stalls]
     assert all(seconds < computing for seconds in waiting)
-    assert all(seconds < BUDGET / 2 for seconds in waiting)
+    assert all(seconds < BLOCK / 2 for seconds in waiting)
 
 
 @pytest.mark.parametrize("loop", LOOPS)

@@ -81,6 +81,7 @@ class Observer:
             task=name,
             coroutine=coroutine,
             request=request,
+            serves=request is not None and _serves(request, stack),
             iteration=began,
             cpu_ns=cpu_ns,
             wait=wait,
@@ -108,6 +109,11 @@ def _key(began: Iteration | None, task: int, context: int, stack: list[RawFrame]
     if began is not None and began.index is not None:
         return began.started_ns, began.index
     return task, context, stack[-1].code
+
+
+def _serves(request: ActiveRequest, stack: list[RawFrame]) -> bool:
+    code = getattr(request.coroutine(), "cr_code", None)
+    return code is not None and any(frame.code is code for frame in stack)
 
 
 def _describe(task: asyncio.Task[Any] | None) -> tuple[str | None, str | None]:

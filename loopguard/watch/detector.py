@@ -133,9 +133,10 @@ def _call_of_request(first: Look, earliest: int, latest: int) -> int | None:
     """When this very callback called our layer, which noted the time; None where an earlier one did.
 
     A task takes one step in an iteration. Where `loop.time()` refreshed the time of the iteration before that call,
-    the iteration began even earlier, and it holds all the same.
+    the iteration began even earlier, and it holds all the same. What the request's handler began runs in a later one,
+    which uvloop's clock may date before the call.
     """
-    if first.request is None or first.iteration is None:
+    if first.request is None or first.iteration is None or not first.serves:
         return None
     called = first.request.started_ns
     within = max(earliest, first.iteration.started_ns) <= called <= latest
