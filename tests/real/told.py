@@ -12,6 +12,7 @@ RECORD_SECONDS = 3.0  # the contract says 0.2; a busy machine may take longer
 CLOCK = 0.001  # for reading the clock itself
 LATE_BEAT = 0.02  # the beat that ends a stall comes after the rest of its callback
 PRECISION = 0.005
+UNSEEN = 0.1  # what may have run before a callback that goes on after an await, where no place in the loop tells
 
 
 def belongs(record: Row, truth: Row) -> bool:
@@ -25,7 +26,8 @@ def find_record(jsonl: Path, truth: Row) -> Row | None:
 
     def found() -> list[Row]:
         rows = read_rows(jsonl)
-        return [row for row in rows if row["cause"] != "not_scheduled" and belongs(row, truth)]
+        told_of = [row for row in rows if belongs(row, truth) and not row["ongoing"]]
+        return [row for row in told_of if row["cause"] != "not_scheduled"]
 
     wait_until(lambda: bool(found()), RECORD_SECONDS)
     return next(iter(found()), None)
@@ -104,7 +106,8 @@ def check_times(record: Row, truth: Row, sent: float) -> None:
     `sent` is when the client sent the request: no callback of it can have begun before.
     """
     error = record["duration_error"]
-    assert 0 <= error < PRECISION, f"does not know its start to better than {error:.4f} s"
+    precision = UNSEEN if truth["resumed"] else PRECISION
+    assert 0 <= error < precision, f"does not know its start to better than {error:.4f} s"
     earliest = truth["entered"] if truth["resumed"] else sent
     before = earliest - record["started_at"]
     after = record["started_at"] - truth["entered"]
