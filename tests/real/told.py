@@ -12,7 +12,6 @@ RECORD_SECONDS = 3.0  # the contract says 0.2; a busy machine may take longer
 CLOCK = 0.001  # for reading the clock itself
 LATE_BEAT = 0.02  # the beat that ends a stall comes after the rest of its callback
 PRECISION = 0.005
-UNSEEN = 0.1  # what may have run before a callback that goes on after an await, where no place in the loop tells
 
 
 def belongs(record: Row, truth: Row) -> bool:
@@ -106,9 +105,7 @@ def check_times(record: Row, truth: Row, sent: float) -> None:
     `sent` is when the client sent the request: no callback of it can have begun before.
     """
     error = record["duration_error"]
-    awaited = truth["resumed"] or truth["case"] == "posted"  # its body
-    precision = UNSEEN if awaited else PRECISION
-    assert 0 <= error < precision, f"does not know its start to better than {error:.4f} s"
+    assert 0 <= error < PRECISION, f"does not know its start to better than {error:.4f} s"
     earliest = truth["entered"] if truth["resumed"] else sent
     before = earliest - record["started_at"]
     after = record["started_at"] - truth["entered"]
