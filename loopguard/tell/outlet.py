@@ -113,6 +113,7 @@ class Outlet:
                 with self._changed:
                     self._lost += not self._hung
                 self._failed(error)
+            del act  # it holds a request's context, and the next may come in a week
 
     def _next(self) -> Callable[[], object] | None:
         """What to do next; None when it is time to end."""

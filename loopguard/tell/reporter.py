@@ -159,6 +159,7 @@ class Reporter:
             except BaseException as error:
                 self._lose(incident)
                 self.trouble(error)
+            del incident  # it holds a request's context and scope, and the next may come in a week
 
     def _next(self) -> Incident | None:
         """What to tell next; None when it is time to end."""
