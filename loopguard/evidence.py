@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 
 from loopguard.record import Phase
 
+BACKGROUND = frozenset({"starlette.background", "litestar.background_tasks"})
+"""The modules that run background tasks, inside the coroutine of the request that left them."""
+
 
 class RawFrame(NamedTuple):
     """One frame of a sampled stack: enough to name file, line and expression later, off the hot path."""
@@ -45,13 +48,14 @@ class Iteration:
 class ActiveRequest:
     """A request in flight, as the ASGI layer knows it. `context` was copied as it began: its own span is in there.
 
-    `coroutine` serves it, and is dead when it has ended.
+    `coroutine` serves it, and is dead when it has ended. `background`: as it was found, it awaited a background task.
     """
 
     scope: dict[str, Any]
     started_ns: int
     context: Context
     coroutine: weakref.ref[Any]
+    background: bool = False
 
     @property
     def ended(self) -> bool:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextvars import Context
 from dataclasses import asdict
 from functools import partial
 from time import monotonic
@@ -21,7 +22,7 @@ from loopguard.capture.lifespan import Lifespan
 from loopguard.capture.looks import Observer
 from loopguard.capture.requests import RequestTable
 from loopguard.config import Config
-from loopguard.evidence import ActiveRequest
+from loopguard.evidence import ActiveRequest, Held
 from loopguard.explain.explainer import Explainer
 from loopguard.explain.ownership import Ownership
 from loopguard.record import Phase, Process, Stall
@@ -44,7 +45,7 @@ class App(Protocol):
     ) -> None: ...
     def leave(self) -> None: ...
     def packages(self) -> Iterable[str]: ...
-    def route(self, request: ActiveRequest) -> str | None: ...
+    def route(self, request: ActiveRequest, context: Context | None) -> str | None: ...
 
 
 class Guard:
@@ -355,17 +356,18 @@ class _Engine:
             self._ownership = Ownership((*self._config.in_app, *derived))
         return self._ownership
 
-    def _route(self, request: ActiveRequest) -> str | None:
-        routes = (app.route(request) for app in self._apps)
+    def _route(self, request: ActiveRequest, context: Context | None) -> str | None:
+        routes = (app.route(request, context) for app in self._apps)
         return next((route for route in routes if route is not None), None)
 
     def _process(self) -> Process:
         return self._identity.process(self.watchdog.watched_ns / 1e9, self._requests.served)
 
-    def _surroundings(self, culprit: ActiveRequest | None) -> tuple[Phase | None, int]:
+    def _surroundings(self, held: Held) -> tuple[Phase | None, int]:
         """The phase of the application, and how many requests are in flight beside the culprit's."""
-        phase = self._lifespan.phase
-        if phase is None and self._requests.served:
+        culprit = held.looks[-1].request if held.looks else None
+        phase = self._lifespan.phase_of(held)
+        if not self._lifespan.known and self._requests.served:
             phase = "serving"  # a server that runs no lifespan
         own = 0 if culprit is None or culprit.ended else 1
         return phase, max(0, len(self._requests) - own)

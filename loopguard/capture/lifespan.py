@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
+from itertools import pairwise
+from time import monotonic_ns
 from types import CoroutineType, FrameType
 from typing import Any
 from weakref import ref as reference
 
 from loopguard.capture.variables import local
+from loopguard.evidence import Held, RawFrame
 from loopguard.record import Phase
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Any, Receive, Send], Awaitable[None]]
 
 _DEEPEST = 50
+_STEPS: dict[str, Phase] = {"__aenter__": "startup", "__aexit__": "shutdown"}
 
 
 class Lifespan:
@@ -31,15 +37,31 @@ class Lifespan:
     ) -> None:
         self._ended = ended
         self._ended_at_once = ended_at_once
-        self._phase: Phase | None = None
+        # When each phase began. Written on the loop's thread; the watchdog takes a copy, in one step.
+        self._phases: deque[tuple[int, Phase | None]] = deque(maxlen=16)
         self._task: asyncio.Task[Any] | None = None
         self._manager: reference[object] | None = None
 
     @property
-    def phase(self) -> Phase | None:
-        if self._task is not None:
-            return _phase_of(self._task)
-        return self._phase
+    def known(self) -> bool:
+        """Whether there is, or was, a lifespan at all."""
+        return self._task is not None or bool(self._phases)
+
+    def phase_of(self, held: Held) -> Phase | None:
+        """The phase while the loop was held, or for most of that time.
+
+        Not the phase now: the step of the lifespan that held the loop goes on to the next phase before anybody looks.
+        """
+        step, task = _step_in(held), self._task
+        if step is not None:
+            return step
+        if task is not None:
+            return _phase_of(task)
+        lasted: Counter[Phase | None] = Counter()
+        marks = [(0, None), *self._phases.copy(), (held.end_ns, None)]
+        for (began, phase), (ended, _) in pairwise(marks):
+            lasted[phase] += max(0, min(ended, held.end_ns) - max(began, held.start_ns))
+        return lasted.most_common(1)[0][0]
 
     def join(self, task: asyncio.Task[Any], manager: object) -> None:
         """Follow a lifespan that is running already, by the task that runs it in that context manager.
@@ -51,34 +73,56 @@ class Lifespan:
 
         def freed(_: object) -> None:
             if _current_task() is task:
-                self._task, self._phase = None, "shutdown"
+                self._phases.append((0, "shutdown"))  # since when, the stack tells where it matters
+                self._task = None
                 self._ended_at_once()
-                self._phase = None
+                self._enter(None)
 
         with suppress(TypeError):  # one of a class that knows no weak references
             self._manager = reference(manager, freed)
 
-    def follow(self, receive: Receive, send: Send) -> tuple[Receive, Send]:
-        """The same two channels, listened to."""
-        self._phase = "startup"
+    async def run(self, app: Application, scope: Any, receive: Receive, send: Send) -> None:
+        """Run the lifespan of an application, and listen to its two channels."""
+        self._enter("startup")
+        refused = True
 
         async def receive_followed() -> Message:
             message = await receive()
             if message["type"] == "lifespan.shutdown":
-                self._phase = "shutdown"
+                self._enter("shutdown")
             return message
 
         async def send_followed(message: Message) -> None:
+            nonlocal refused
+            refused = False
             last = message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed")
             if last:
                 await self._ended()
+            elif message["type"] == "lifespan.startup.complete":
+                self._enter("serving")
             await send(message)
             if last:
-                self._phase = None
-            elif message["type"] == "lifespan.startup.complete":
-                self._phase = "serving"
+                self._enter(None)
 
-        return receive_followed, send_followed
+        try:
+            await app(scope, receive_followed, send_followed)
+        finally:
+            if refused:
+                # An application that has no lifespan says so by an error, and serves all the same.
+                self._phases.clear()
+
+    def _enter(self, phase: Phase | None) -> None:
+        self._phases.append((monotonic_ns(), phase))
+
+
+def _step_in(held: Held) -> Phase | None:
+    """The phase, where it is Starlette's lifespan itself that held the loop: whether it was entered or left."""
+    inner: RawFrame | None = None
+    for frame in held.looks[-1].stack if held.looks else ():
+        if inner is not None and _is_lifespan(frame.code.co_name, frame.module):
+            return _STEPS.get(inner.code.co_name)
+        inner = frame
+    return None
 
 
 def _current_task() -> asyncio.Task[Any] | None:
@@ -108,5 +152,8 @@ def _phase_of(task: asyncio.Task[Any]) -> Phase | None:
 
 def runs_lifespan(frame: FrameType) -> bool:
     """Whether it is the frame of Starlette's own coroutine that runs an application's lifespan."""
-    module = frame.f_globals.get("__name__")
-    return frame.f_code.co_name == "lifespan" and module == "starlette.routing"
+    return _is_lifespan(frame.f_code.co_name, frame.f_globals.get("__name__"))
+
+
+def _is_lifespan(function: str, module: object) -> bool:
+    return function == "lifespan" and module == "starlette.routing"

@@ -6,12 +6,15 @@ import itertools
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from time import monotonic_ns
+from types import CoroutineType
 from typing import Any
 from weakref import ref as reference
 
-from loopguard.evidence import ActiveRequest
+from loopguard.evidence import BACKGROUND, ActiveRequest
 
 Scope = dict[str, Any]
+
+_DEEPEST = 100
 _Key = reference[Any]
 
 
@@ -59,4 +62,18 @@ class RequestTable:
         """
         key = context.get(self._current)
         entry = None if key is None else self._live.get(key)
-        return None if key is None or entry is None else ActiveRequest(*entry, key)
+        if key is None or entry is None:
+            return None
+        return ActiveRequest(*entry, key, background=_awaits_background(key()))
+
+
+def _awaits_background(coroutine: object) -> bool:
+    """Whether a request that waits does so for a background task: what runs then, runs for that."""
+    for _ in range(_DEEPEST):
+        if not isinstance(coroutine, CoroutineType):
+            return False
+        frame = coroutine.cr_frame
+        if frame is not None and frame.f_globals.get("__name__") in BACKGROUND:
+            return True
+        coroutine = coroutine.cr_await
+    return False

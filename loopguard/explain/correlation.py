@@ -5,22 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import Context
 
+from opentelemetry import context as telemetry
 from opentelemetry import trace
+from opentelemetry.trace import Span, SpanKind
 
-from loopguard.evidence import ActiveRequest, Look
+from loopguard.evidence import BACKGROUND, ActiveRequest, Look
 from loopguard.record import Request
 
-Route = Callable[[ActiveRequest], str | None]
+Route = Callable[[ActiveRequest, Context | None], str | None]
 
 
 def active_span(context: Context | None) -> tuple[str | None, str | None]:
     """Trace and span id (hex) of the span that is active in a copied context; None where there is none."""
-    if context is None:
-        return None, None
-    span = context.run(trace.get_current_span).get_span_context()
-    if not span.is_valid:
-        return None, None
-    return trace.format_trace_id(span.trace_id), trace.format_span_id(span.span_id)
+    return (None, None) if context is None else _ids(context.run(trace.get_current_span))
+
+
+def context_of(look: Look, wall_offset_ns: int) -> Context:
+    """The context of the code that was seen; without the span in it, where that was over before the request began.
+
+    uvicorn on asyncio starts later requests of a connection in the context of a large upload before them
+    (python/cpython#140947): one that opens no span of its own would be taken for a part of the upload.
+    """
+    if look.context is None:
+        return Context()
+    if look.request is None:
+        return look.context
+    return _current(look.context, look.request.started_ns + wall_offset_ns)
 
 
 def request_of(look: Look, route: Route, wall_offset_ns: int) -> Request | None:
@@ -28,14 +38,41 @@ def request_of(look: Look, route: Route, wall_offset_ns: int) -> Request | None:
     request = look.request
     if request is None:
         return None
-    trace_id, span_id = active_span(request.context)
+    began_ns = request.started_ns + wall_offset_ns
+    trace_id, span_id = _ids(_own_span(request, look, began_ns))
     scope = request.scope
     websocket = scope.get("type") == "websocket"
     return Request(
         method="WEBSOCKET" if websocket else str(scope.get("method", "")),
-        route=route(request),
+        route=route(request, look.context),
         trace_id=trace_id,
         span_id=span_id,
-        started_at=(request.started_ns + wall_offset_ns) / 1e9,
-        background=any(frame.module == "starlette.background" for frame in look.stack),
+        started_at=began_ns / 1e9,
+        background=request.background or any(frame.module in BACKGROUND for frame in look.stack),
     )
+
+
+def _own_span(request: ActiveRequest, look: Look, began_ns: int) -> Span:
+    """The span that the request began in; else the server's span, where that was opened further inside."""
+    own = _current(request.context, began_ns).run(trace.get_current_span)
+    if own.get_span_context().is_valid or look.context is None:
+        return own
+    active = _current(look.context, began_ns).run(trace.get_current_span)
+    return active if getattr(active, "kind", None) is SpanKind.SERVER else own
+
+
+def _current(context: Context, began_ns: int) -> Context:
+    """A context as it is, or a copy without the span in it, where that ended before `began_ns`."""
+    ended_ns = getattr(context.run(trace.get_current_span), "end_time", None)
+    if not isinstance(ended_ns, int) or ended_ns >= began_ns:
+        return context
+    without = context.copy()
+    without.run(lambda: telemetry.attach(trace.set_span_in_context(trace.INVALID_SPAN)))
+    return without
+
+
+def _ids(span: Span) -> tuple[str | None, str | None]:
+    found = span.get_span_context()
+    if not found.is_valid:
+        return None, None
+    return trace.format_trace_id(found.trace_id), trace.format_span_id(found.span_id)

@@ -15,7 +15,7 @@ from loopguard.explain import paths
 from loopguard.explain.call import call_on_line
 from loopguard.explain.cause import cause_of, cpu_seconds, gc_seconds, wait_of
 from loopguard.explain.consensus import agree
-from loopguard.explain.correlation import Route, active_span, request_of
+from loopguard.explain.correlation import Route, active_span, context_of, request_of
 from loopguard.explain.ownership import Ownership
 from loopguard.explain.source import expression_of, line_of
 from loopguard.record import Cause, Frame, Phase, Process, Severity, Stall
@@ -55,8 +55,8 @@ class Explainer:
         culprit = None if blamed is None else self._frame(blamed.look.stack[blamed.place])
         call = None if blamed is None else call_on_line(blamed.on_line)
         duration = (held.end_ns - held.start_ns) / 1e9
-        trace_id, span_id = active_span(None if look is None else look.context)
-        context = Context() if look is None or look.context is None else look.context
+        context = Context() if look is None else context_of(look, incident.wall_offset_ns)
+        trace_id, span_id = active_span(context)
         stall = Stall(
             id=incident.id,
             started_at=(held.start_ns + incident.wall_offset_ns) / 1e9,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextvars import Context
 from typing import Any
 
 
@@ -41,6 +42,35 @@ def path_of(scope: Mapping[str, Any]) -> str | None:
         route = effective
     path = getattr(route, "path", None)
     return path if isinstance(path, str) and not hasattr(route, "routes") else None
+
+
+def rule_in(context: Context) -> str | None:
+    """The rule that Quart serves a request by, as it stands in the context of code that runs for it.
+
+    Only instances' own attributes are read: none of the user's code runs.
+    """
+    for variable, value in context.items():
+        for name in _QUART.get(variable.name, ()):
+            request = _own(value, name)
+            rule = _own(_own(request, "url_rule"), "rule")
+            if isinstance(rule, str):
+                return rule
+    return None
+
+
+# Quart's variables, and the attributes under which their value has the request: until 0.22, and since.
+_QUART = {
+    "quart.request_ctx": ("request_websocket",),
+    "quart.websocket_ctx": ("request_websocket",),
+    "quart.app_ctx": ("_request", "_websocket"),
+}
+
+
+def _own(owner: object, name: str) -> object:
+    try:
+        return object.__getattribute__(owner, "__dict__").get(name)
+    except (AttributeError, TypeError):
+        return None
 
 
 def _mounts(routes: Iterable[Any], path: str, length: int) -> str:

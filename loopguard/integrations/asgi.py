@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine, Iterable
+from contextvars import Context
 from types import MethodType
 from typing import Any, Protocol, cast
 
@@ -13,7 +14,7 @@ from loopguard.capture.requests import RequestTable, Scope
 from loopguard.capture.variables import local
 from loopguard.config import ConfigError
 from loopguard.evidence import ActiveRequest
-from loopguard.explain.routes import flat, path_of, route_template
+from loopguard.explain.routes import flat, path_of, route_template, rule_in
 
 ASGIApp = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
 
@@ -57,7 +58,7 @@ def layer_around(
         if retired:
             return app(scope, receive, send)
         if scope["type"] == "lifespan":
-            return app(scope, *lifespan.follow(receive, send))
+            return lifespan.run(app, scope, receive, send)
         coroutine = app(scope, receive, send)
         try:
             follow(scope, coroutine)
@@ -97,31 +98,60 @@ class StarletteApp:
     ) -> None:
         """Put the layer in: into the chain of middleware if it is built already, else as it is built."""
 
-        def put_into(stack: Any) -> Any:
-            holder = _telemetry_in(stack) or stack
-            if not hasattr(holder, "app"):
-                layer = layer_around(stack, requests, lifespan, trouble)
-                self._holders.append((None, layer))
-                return layer
-            layer = layer_around(holder.app, requests, lifespan, trouble)
-            holder.app = layer
-            self._holders.append((holder, layer))
-            return stack
+        def around(inner: ASGIApp) -> Layer:
+            return layer_around(inner, requests, lifespan, trouble)
 
         app = self.app
         if app.middleware_stack is not None:
-            app.middleware_stack = put_into(app.middleware_stack)
+            app.middleware_stack = self._put_into(app.middleware_stack, around)
             _join(lifespan)
             return
         build = app.build_middleware_stack
 
         def build_middleware_stack(_app: Any) -> Any:
             stack = build()
-            return stack if self._patch is None else put_into(stack)
+            if self._patch is None:
+                return stack
+            if vars(app).get("build_middleware_stack") is not self._patch:
+                return self._put_in_later(stack, around)
+            return self._put_into(stack, around)
 
         self._replaced = vars(app).get("build_middleware_stack")
         self._patch = MethodType(build_middleware_stack, app)
         app.build_middleware_stack = self._patch
+
+    def _put_into(self, stack: Any, around: Callable[[ASGIApp], Layer]) -> Any:
+        """Around all of it, Starlette's error handling too; but inside of what opens the request's span."""
+        telemetry = _telemetry_in(stack)
+        layer = around(stack if telemetry is None else telemetry.app)
+        self._holders.append((telemetry, layer))
+        if telemetry is None:
+            return layer
+        telemetry.app = layer
+        return stack
+
+    def _put_in_later(self, stack: Any, around: Callable[[ASGIApp], Layer]) -> Any:
+        """Somebody builds further on this stack, and wants to find Starlette's own middleware at its outside.
+
+        Its first call, mostly that of the lifespan, comes when all is built: then the layer goes to its place.
+        """
+        if not hasattr(stack, "app"):
+            return self._put_into(stack, around)
+        inner = around(stack.app)
+        self._holders.append((stack, inner))
+
+        async def first(scope: Scope, receive: Receive, send: Send) -> None:
+            holder = _holder_of(self.app.middleware_stack, placeholder)
+            if holder is not None:
+                holder.app = inner.app
+                if self._patch is not None:
+                    self.app.middleware_stack = self._put_into(self.app.middleware_stack, around)
+            await inner(scope, receive, send)
+
+        placeholder = cast(Any, first)
+        placeholder.app = inner.app
+        stack.app = placeholder
+        return stack
 
     def leave(self) -> None:
         """Take the layer out. Where somebody wrapped it since, it stays in place and does nothing."""
@@ -151,7 +181,7 @@ class StarletteApp:
             - {"builtins", "functools"}
         )
 
-    def route(self, request: ActiveRequest) -> str | None:
+    def route(self, request: ActiveRequest, context: Context | None) -> str | None:
         return route_template(self.app.routes, request.scope)
 
 
@@ -169,10 +199,14 @@ class WrappedApp:
             )
         self.app = app
         self._layer: Layer | None = None
+        self._telemetry: Any = None
 
     # A coroutine function, by which servers tell ASGI 3 from ASGI 2.
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await (self.app if self._layer is None else self._layer)(scope, receive, send)
+        if self._layer is None or self._telemetry is not None:
+            await self.app(scope, receive, send)
+        else:
+            await self._layer(scope, receive, send)
 
     def enter(
         self,
@@ -180,17 +214,27 @@ class WrappedApp:
         lifespan: Lifespan,
         trouble: Callable[[BaseException], None],
     ) -> None:
-        self._layer = layer_around(self.app, requests, lifespan, trouble)
+        self._telemetry = _telemetry_in(self.app)
+        if self._telemetry is None:
+            self._layer = layer_around(self.app, requests, lifespan, trouble)
+            return
+        self._layer = layer_around(self._telemetry.app, requests, lifespan, trouble)
+        self._telemetry.app = self._layer
 
     def leave(self) -> None:
-        self._layer = None
+        layer, self._layer = self._layer, None
+        if layer is None or self._telemetry is None:
+            return
+        layer.retire()
+        if self._telemetry.app is layer:
+            self._telemetry.app = layer.app
 
     def packages(self) -> set[str]:
         """The top-level package of the application, where that is no framework's own class."""
         return {_module(self.app).partition(".")[0]} - _FRAMEWORKS - {""}
 
-    def route(self, request: ActiveRequest) -> str | None:
-        return path_of(request.scope)
+    def route(self, request: ActiveRequest, context: Context | None) -> str | None:
+        return path_of(request.scope) or (None if context is None else rule_in(context))
 
 
 def _join(lifespan: Lifespan) -> None:
@@ -211,16 +255,27 @@ def _join(lifespan: Lifespan) -> None:
 
 def _telemetry_in(stack: Any) -> Any:
     """The middleware of OpenTelemetry's instrumentor in the chain: only inside it is the request's span known."""
-    seen: set[int] = set()
-    while stack is not None and id(stack) not in seen:
-        seen.add(id(stack))
-        kind = type(stack)
+    for middleware in _chain(stack):
+        kind = type(middleware)
         if kind.__name__ == "OpenTelemetryMiddleware" and kind.__module__.startswith(
             "opentelemetry."
         ):
-            return stack
-        stack = getattr(stack, "app", None)
+            return middleware
     return None
+
+
+def _holder_of(stack: Any, app: Any) -> Any:
+    """The middleware in the chain that has `app` inside."""
+    return next((each for each in _chain(stack) if getattr(each, "app", None) is app), None)
+
+
+def _chain(stack: Any) -> Iterable[Any]:
+    """A stack of middleware, from its outside inwards."""
+    seen: set[int] = set()
+    while stack is not None and id(stack) not in seen:
+        seen.add(id(stack))
+        yield stack
+        stack = getattr(stack, "app", None)
 
 
 def _endpoints(routes: Iterable[Any]) -> Iterable[Any]:

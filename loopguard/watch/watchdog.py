@@ -16,7 +16,7 @@ from uuid import uuid4
 from loopguard.capture import iteration
 from loopguard.capture.clocks import RunDelay, voluntary_switches
 from loopguard.capture.looks import Observer
-from loopguard.evidence import ActiveRequest, Held, Incident, LateBeat, Look
+from loopguard.evidence import Held, Incident, LateBeat, Look
 from loopguard.record import Phase
 from loopguard.watch.detector import find_stalls
 from loopguard.watch.heartbeat import Heartbeat, Pace, Watching
@@ -78,7 +78,7 @@ class Watchdog:
         shared: Watching,
         budget_ns: int,
         hand_on: Callable[[Incident], None],
-        surroundings: Callable[[ActiveRequest | None], tuple[Phase | None, int]],
+        surroundings: Callable[[Held], tuple[Phase | None, int]],
     ) -> None:
         self.budget_ns = budget_ns
         self.looks = 0
@@ -262,7 +262,7 @@ class Watchdog:
         subject = watch.heart.subject
         assert subject is not None  # it has beaten, or nothing could be late
         early = watch.early.get(held.looks[-1].key) if held.looks else None
-        phase, in_flight = self._surroundings(held.looks[-1].request if held.looks else None)
+        phase, in_flight = self._surroundings(held)
         kind = type(subject.loop)
         return Incident(
             id=early.id if early else uuid4().hex,
