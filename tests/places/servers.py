@@ -27,7 +27,7 @@ def serve(
     directory: Path, application: str, server: str, *, telemetry: str = "before"
 ) -> Iterator[Server]:
     """Serve the application on a free port; at the end it must have stopped in good order."""
-    files = {name: directory / f"{name}.jsonl" for name in ("jsonl", "truth", "spans")}
+    files = {name: directory / f"{name}.jsonl" for name in ("jsonl", "truth", "spans", "starts")}
     for file in files.values():
         file.touch()
     child = Child(
