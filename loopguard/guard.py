@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import partial
 from time import monotonic
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from loopguard.capture import system_calls
 from loopguard.capture.clocks import run_delay_works, thread_cpu_works
@@ -28,6 +28,7 @@ from loopguard.explain.ownership import Ownership
 from loopguard.record import Phase, Process, Stall
 from loopguard.tell.identity import Identity, own_version
 from loopguard.tell.jsonl import JsonLines
+from loopguard.tell.outlet import Outlet
 from loopguard.tell.report import Report, Subscription
 from loopguard.tell.reporter import GUARD, Notice, Reporter
 from loopguard.tell.spans import Spans
@@ -61,6 +62,8 @@ class Guard:
         self._hook = LoopHook(self._begin)
         self._on_uninstall: Callable[[], None] | None = None
         self._forked = False
+        self._farewell: Any = None
+        self._held: dict[int, list[Outlet]] = {}  # by the thread that is forking
 
     def start(self, on_uninstall: Callable[[], None]) -> None:
         """Begin to watch; does nothing where the option `enabled` is off."""
@@ -70,6 +73,7 @@ class Guard:
             self._engine = _Engine(self._config)
             self._engine.start()
             self._hook.install()
+            self._say_farewell()
 
     def follow(self, app: App) -> None:
         """Tie stalls to the requests of this application too."""
@@ -123,12 +127,26 @@ class Guard:
         if self._engine is not None:
             self._engine.stop()
         self._forked = False
+        if self._farewell is not None:
+            self._farewell.cancel()
+            self._farewell = None
         if self._on_uninstall is not None:
             self._on_uninstall()
+
+    def before_fork(self) -> None:
+        """Let the sinks come to rest, so that the child inherits no lock that they hold; a moment is all they get."""
+        if self._engine is not None:
+            self._held[threading.get_ident()] = self._engine.reporter.hold(_REST)
+
+    def after_fork(self) -> None:
+        """In the parent: go on."""
+        for outlet in self._held.pop(threading.get_ident(), ()):
+            outlet.release()
 
     def fork(self) -> None:
         """In a forked child, where none of our threads is: be inert until a loop runs. The parent goes on as before."""
         engine, self._engine = self._engine, None
+        self._held.clear()
         if engine is not None:
             self._forked = True
             for app in self._apps:
@@ -147,6 +165,14 @@ class Guard:
             for app in self._apps:
                 self._engine.follow(app)
             self._engine.start()
+            self._say_farewell()
+
+    def _say_farewell(self) -> None:
+        """Tell what is left also where this is a child of multiprocessing: such a one runs no exit handlers but those."""
+        processes: Any = sys.modules.get("multiprocessing.process")
+        util: Any = sys.modules.get("multiprocessing.util")
+        if processes and util and processes.parent_process() is not None:
+            self._farewell = util.Finalize(None, self.uninstall, exitpriority=0)
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
         """A loop is about to run. Never raises: the loop is the user's."""
@@ -244,6 +270,7 @@ class _Engine:
     def abandon(self) -> None:
         self._running = False
         self.watchdog.abandon()
+        self.reporter.abandon()
         self._collector.stop()
 
     def follow(self, app: App) -> None:
@@ -376,6 +403,8 @@ class _Engine:
 # Seconds that may pass with telling what is left, when the process, the application or the guard ends.
 _LAST_WORDS = 0.5
 _MOMENT = 0.005
+# Seconds that a fork may be kept waiting for sinks that are busy.
+_REST = 0.1
 
 _NOTHING: dict[str, int | float] = dict.fromkeys(
     (

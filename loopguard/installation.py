@@ -104,7 +104,17 @@ def uninstall() -> None:
         installed[0].uninstall()
 
 
-def _after_fork() -> None:
+def _before_fork() -> None:
+    if _installed is not None:
+        _installed[0].before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    if _installed is not None:
+        _installed[0].after_fork()
+
+
+def _after_fork_in_child() -> None:
     """A child has none of our threads: it is guarded from when it runs a loop. Its locks are its own."""
     global _lock
     _lock = threading.RLock()
@@ -113,7 +123,11 @@ def _after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )
 
 
 def _forget(guard: Guard) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
@@ -43,6 +44,15 @@ def blocked(work: Callable[[], object], release: Callable[[], object]) -> Iterat
         release()
         thread.join(PATIENCE)
     assert not thread.is_alive()
+
+
+def strike(name: str, kind: type[BaseException]) -> None:
+    """Raise an exception in each thread of that name, as some supervisors do: at any point, from outside."""
+    struck = [thread for thread in threading.enumerate() if thread.name == name]
+    assert struck, f"no thread is called {name}"
+    for thread in struck:
+        set_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
+        assert set_exception(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(kind)) == 1
 
 
 def wait_until(true: Callable[[], object]) -> None:

@@ -74,9 +74,10 @@ class RunDelay:
             return None
 
     def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        # Given up first: a child forked in the middle of this would close a stranger's.
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
 
 
 def run_delay_works(native_id: int) -> bool:

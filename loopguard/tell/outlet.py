@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextvars import Context
 from time import monotonic
+
+from loopguard.lasting import LastingThread
 
 LONGEST_QUEUE = 1000
 PATIENCE = 5.0  # seconds; as long as a sink may take over one record before it counts as hung
@@ -16,7 +17,8 @@ class Outlet:
     """Does one act after another on its own thread. `put` never blocks.
 
     Acts that raised, were pushed out of a full queue, or waited for one that hung are lost: `failed` is told of each
-    error, `lost` counts them. `clock` gives seconds and never goes back.
+    error, `lost` counts them. `close` is called on that thread when it ends, however late a sink that hung returns.
+    `clock` gives seconds and never goes back.
     """
 
     def __init__(
@@ -24,22 +26,20 @@ class Outlet:
         name: str,
         failed: Callable[[BaseException], None],
         clock: Callable[[], float] = monotonic,
+        close: Callable[[], object] | None = None,
     ) -> None:
         self.name = name
         self._failed = failed
         self._clock = clock
+        self._close = close
         self._lost = 0
         self._acts: deque[Callable[[], object]] = deque()
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name=f"loopguard-{name}", daemon=True)
+        self._acting = threading.Lock()
+        self._thread = LastingThread(name, self._run, self._struck)
         self._busy_since: float | None = None
         self._hung = False
         self._stopping = False
-
-    def start(self) -> None:
-        # At once: while the interpreter ends, no thread can be started (3.12).
-        # An empty context: the thread may not inherit (3.14: thread_inherit_context) that of a request.
-        Context().run(self._thread.start)
 
     @property
     def lost(self) -> int:
@@ -48,11 +48,15 @@ class Outlet:
             self._give_up_if_hung()
             return self._lost
 
+    def start(self) -> None:
+        """Begin. Not with the first act: that may come when the interpreter ends, and starts no thread any more."""
+        self._thread.start()
+
     def put(self, act: Callable[[], object]) -> None:
-        """Have it done. Where the queue is full the oldest gives way; where the sink has hung, this one is lost."""
+        """Have it done. Where the queue is full the oldest gives way; this one is lost where the sink has hung or ended."""
         with self._changed:
             self._give_up_if_hung()
-            if self._hung:
+            if self._hung or self._stopping:
                 self._lost += 1
                 return
             if len(self._acts) >= LONGEST_QUEUE:
@@ -83,11 +87,29 @@ class Outlet:
 
     def join(self, timeout: float) -> None:
         """Wait, once told to finish, for `timeout` seconds at most. What is not done by then is lost."""
-        if self._thread is not threading.current_thread() and not self._hung:
-            self._thread.join(max(0.0, timeout))
+        if not self._hung:
+            self._thread.end(timeout)
         with self._changed:
             self._lost += len(self._acts)
             self._acts.clear()
+
+    def hold(self, timeout: float) -> bool:
+        """Wait until no act runs, for `timeout` seconds at most, and let none begin until `release()`.
+
+        Before a fork: a lock of the sink's, as that of a stream, would stay locked in the child for ever. A sink that has
+        hung is not waited for, nor one that forks itself.
+        """
+        if self._hung or self._thread is threading.current_thread():
+            return False
+        return self._acting.acquire(timeout=max(0.0, timeout))
+
+    def release(self) -> None:
+        self._acting.release()
+
+    def abandon(self) -> None:
+        """In a forked child, where the thread is not, and whoever held the lock is not either: only close."""
+        if self._close is not None:
+            self._close()
 
     def _idle(self) -> bool:
         self._give_up_if_hung()
@@ -107,13 +129,18 @@ class Outlet:
 
     def _run(self) -> None:
         while (act := self._next()) is not None:
-            try:
+            with self._acting:
                 act()
-            except BaseException as error:  # noqa: BLE001 - a listener may even call sys.exit()
-                with self._changed:
-                    self._lost += not self._hung
-                self._failed(error)
             del act  # it holds a request's context, and the next may come in a week
+        close, self._close = self._close, None
+        if close is not None:
+            close()
+
+    def _struck(self, error: BaseException) -> None:
+        """The act has raised: a listener may even call sys.exit(). Or the thread was struck from outside."""
+        with self._changed:
+            self._lost += self._busy_since is not None and not self._hung
+        self._failed(error)
 
     def _next(self) -> Callable[[], object] | None:
         """What to do next; None when it is time to end."""

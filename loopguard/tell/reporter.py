@@ -13,6 +13,7 @@ from typing import Protocol
 
 from loopguard.evidence import Incident
 from loopguard.exempt import matches, reason_in
+from loopguard.lasting import LastingThread
 from loopguard.record import Severity, Stall
 from loopguard.tell.limits import Limits
 from loopguard.tell.log import log_event, log_stall
@@ -83,12 +84,15 @@ class Reporter:
         self._summary = Summary()
         self._changed = threading.Condition()
         self._busy = False
+        self._uncounted: Incident | None = None
         self._stopping = False
-        self._outlets = [(each, Outlet(each.name, self.trouble)) for each in subscriptions]
+        self._outlets = [
+            (each, Outlet(each.name, self.trouble, close=each.close)) for each in subscriptions
+        ]
         self._log = Outlet("log", self.trouble) if log else None
         if self._log is not None:
             self._outlets.append((Subscription("log", log_stall, ongoing=True), self._log))
-        self._thread = threading.Thread(target=self._run, name="loopguard-reporter", daemon=True)
+        self._thread = LastingThread("reporter", self._run, self._struck)
 
     @property
     def sink_errors(self) -> int:
@@ -96,10 +100,9 @@ class Reporter:
         return sum(outlet.lost for _, outlet in self._outlets)
 
     def start(self) -> None:
-        # An empty context: the thread may not inherit (3.14: thread_inherit_context) that of a request.
-        Context().run(self._thread.start)
         for _, outlet in self._outlets:
             outlet.start()
+        self._thread.start()
 
     def put(self, incident: Incident) -> None:
         """Queue an incident. Where the queue is full the oldest gives way, counted."""
@@ -125,8 +128,10 @@ class Reporter:
         """A failure of our own, on any thread: counted, and each kind of it said once."""
         self.counts.troubles += 1
         kind = f"{type(error).__name__} in {_place(error)}"
-        if kind not in self._said and len(self._said) < REMEMBERED:
-            self._said.add(kind)
+        # One that was never raised comes from no place: its words tell it from others.
+        mark = kind if error.__traceback__ is not None else str(error)
+        if mark not in self._said and len(self._said) < REMEMBERED:
+            self._said.add(mark)
             self.say(Notice("warning", TROUBLE, {"trouble": kind, "error": str(error)[:500]}))
 
     def flush(self, timeout: float) -> bool:
@@ -143,23 +148,33 @@ class Reporter:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        self._thread.join(timeout)
+        self._thread.end(timeout)
         self.sum_up()
-        for subscription, outlet in self._outlets:
-            if subscription.close is not None:
-                outlet.put(subscription.close)
+        for _, outlet in self._outlets:
             outlet.finish()
         for _, outlet in self._outlets:
             outlet.join(until - self._clock())
 
+    def hold(self, timeout: float) -> list[Outlet]:
+        """Let no sink begin anything more; those that rest by now, or within `timeout` seconds. To be released."""
+        until = self._clock() + timeout
+        return [outlet for _, outlet in self._outlets if outlet.hold(until - self._clock())]
+
+    def abandon(self) -> None:
+        """In a forked child: take no lock, for nobody is there to give it back."""
+        for _, outlet in self._outlets:
+            outlet.abandon()
+
     def _run(self) -> None:
         while (incident := self._next()) is not None:
-            try:
-                self._tell(incident)
-            except BaseException as error:
-                self._lose(incident)
-                self.trouble(error)
+            self._tell(incident)
             del incident  # it holds a request's context and scope, and the next may come in a week
+
+    def _struck(self, error: BaseException) -> None:
+        incident, self._uncounted = self._uncounted, None
+        if incident is not None:
+            self._lose(incident)
+        self.trouble(error)
 
     def _next(self) -> Incident | None:
         """What to tell next; None when it is time to end."""
@@ -170,13 +185,15 @@ class Reporter:
             if not self._queue:
                 return None
             self._busy = True
-            return self._queue.popleft()
+            self._uncounted = self._queue.popleft()
+            return self._uncounted
 
     def _lose(self, incident: Incident) -> None:
         """Count a stall that nobody will hear of. What was to be said of it while it lasted is no stall more."""
         if not incident.ongoing:
-            self.counts.stalls += 1
-            self.counts.dropped += 1
+            with self._changed:
+                self.counts.stalls += 1
+                self.counts.dropped += 1
 
     def _tell(self, incident: Incident) -> None:
         explained = self._explain(incident)
@@ -188,6 +205,7 @@ class Reporter:
                 self._hand_out(incident, explained, stall, admitted is not None)
             return
         if reason is not None:
+            self._uncounted = None
             self.counts.exempt += 1
             self.counts.exempt_by_reason[reason] += 1
             return
@@ -228,10 +246,12 @@ class Reporter:
         return None if pattern is None else f"ignored by {pattern}"
 
     def _count(self, stall: Stall, allowed: bool) -> None:
-        self.counts.stalls += 1
-        self.counts.logged += allowed
-        self.counts.suppressed += not allowed
-        self.counts.not_scheduled += stall.cause == "not_scheduled"
+        with self._changed:
+            self._uncounted = None
+            self.counts.stalls += 1
+            self.counts.logged += allowed
+            self.counts.suppressed += not allowed
+            self.counts.not_scheduled += stall.cause == "not_scheduled"
 
 
 def _place(error: BaseException) -> str:

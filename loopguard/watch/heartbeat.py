@@ -105,6 +105,11 @@ class Heartbeat:
         self._handle.cancel()
         self._run_delay.close()
 
+    def abandon(self) -> None:
+        """In a forked child: the loop is the parent's, and its timer is not to be touched."""
+        self.stopped = True
+        self._run_delay.close()
+
     def renew(self) -> None:
         """Beat now, and from now on at the new pace: the next beat was planned at the old one."""
         if self._begun and not self.stopped:

@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextvars import Context
 from dataclasses import dataclass, field, replace
 from time import monotonic_ns
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from loopguard.capture import iteration
 from loopguard.capture.clocks import RunDelay, voluntary_switches
 from loopguard.capture.looks import Observer
 from loopguard.evidence import Held, Incident, LateBeat, Look
+from loopguard.lasting import LastingThread
 from loopguard.record import Phase
 from loopguard.watch.detector import find_stalls
 from loopguard.watch.heartbeat import Heartbeat, Pace, Watching
@@ -93,30 +93,30 @@ class Watchdog:
         self._watched_ns = 0
         self._paused = False
         self._resumed_ns = 0
-        self._stopping = False
+        self._stopping = threading.Event()
         self._layout: iteration._Layout | None = None
-        self._thread = threading.Thread(target=self._run, name="loopguard-watchdog", daemon=True)
+        self._own_delay: RunDelay | None = None
+        self._thread = LastingThread("watchdog", self._run, self._struck)
 
     def start(self) -> None:
-        # An empty context: the thread may not inherit (3.14: thread_inherit_context) that of a request.
-        Context().run(self._thread.start)
+        self._thread.start()
 
     def stop(self) -> None:
         """Let go of all loops and end the thread. Heartbeats are to be stopped on their own threads."""
-        self._stopping = True
+        self._stopping.set()
         self._alarms.wake()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout=5)
+        self._thread.end(timeout=1)
 
     def abandon(self) -> None:
         """In a forked child, where the thread is not: let go of all loops without a word to the parent.
 
         The timers are shared with the parent, so they are closed and never disarmed.
         """
-        self._stopping = True
         self._alarms.close()
+        if self._own_delay is not None:
+            self._own_delay.close()
         for watch in self._watches.values():
-            watch.heart.stopped = True
+            watch.heart.abandon()
         self._watches.clear()
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> Heartbeat:
@@ -161,18 +161,16 @@ class Watchdog:
         return True
 
     def _run(self) -> None:
-        """Watch until told to stop. Whatever breaks it off, it begins anew, and more slowly while nothing succeeds."""
-        try:
-            while not self._stopping:
-                try:
-                    self._watch()
-                except BaseException as error:
-                    self.restarts += 1
-                    self._failures += 1
-                    self._shared.trouble(error)
-                    time.sleep(min(_RESTED * self._failures, _MOST_RESTED))
-        finally:
-            self._alarms.close()
+        """Watch until told to stop. After failures it begins anew, and more slowly while nothing succeeds."""
+        self._stopping.wait(min(_RESTED * self._failures, _MOST_RESTED))
+        while not self._stopping.is_set():
+            self._watch()
+        self._alarms.close()
+
+    def _struck(self, error: BaseException) -> None:
+        self.restarts += 1
+        self._failures += 1
+        self._shared.trouble(error)
 
     def _watch(self) -> None:
         if self._layout is None:
@@ -180,9 +178,9 @@ class Watchdog:
         for alarm, watch in list(self._watches.items()):
             self._prepare(watch)
             alarm.arm(1)  # where a look was broken off, nobody else asks for the next
-        own_delay = RunDelay(threading.get_native_id())
+        self._own_delay = own_delay = RunDelay(threading.get_native_id())
         try:
-            while not self._stopping:
+            while not self._stopping.is_set():
                 self._round(own_delay)
                 self._failures = 0
         finally:

@@ -1,0 +1,42 @@
+"""Threads of our own: each goes on with its work, whatever strikes it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextvars import Context
+
+
+class LastingThread(threading.Thread):
+    """Does `work` until that returns. Where it raises, `struck` is told, and it is begun anew.
+
+    Not only our own mistakes raise: some supervisors raise an exception in every thread of the process, from outside
+    and at any point of it (PyThreadState_SetAsyncExc).
+    """
+
+    def __init__(
+        self, name: str, work: Callable[[], None], struck: Callable[[BaseException], None]
+    ) -> None:
+        super().__init__(name=f"loopguard-{name}", daemon=True)
+        self._work = work
+        self._struck = struck
+
+    def start(self) -> None:
+        # An empty context: the thread may not inherit (3.14: thread_inherit_context) that of a request.
+        Context().run(super().start)
+
+    def run(self) -> None:
+        while True:
+            try:
+                try:
+                    self._work()
+                    return
+                except BaseException as error:
+                    self._struck(error)
+            except BaseException:  # noqa: S112 - struck again in the middle of telling of it
+                continue
+
+    def end(self, timeout: float) -> None:
+        """Wait for its end, if it ever began; not from within itself."""
+        if self.is_alive() and self is not threading.current_thread():
+            self.join(max(0.0, timeout))
