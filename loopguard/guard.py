@@ -234,6 +234,7 @@ class _Engine:
                 context_address=self._contexts.address,
                 collector_ns=self._collector.read,
                 trouble=self.reporter.trouble,
+                struck=partial(self.reporter.trouble, struck="watchdog"),
             ),
             budget_ns=int(config.budget * 1e9),
             hand_on=self.reporter.put,

@@ -124,12 +124,17 @@ class Reporter:
         if summary is not None:
             self.say(Notice("info", SUMMARY, summary))
 
-    def trouble(self, error: BaseException) -> None:
-        """A failure of our own, on any thread: counted, and each kind of it said once."""
+    def trouble(self, error: BaseException, struck: str | None = None) -> None:
+        """A failure of our own, on any thread: counted, and each kind of it said once.
+
+        Kinds are told apart by where they were raised; but a thread of ours that was `struck` may be so anywhere.
+        """
         self.counts.troubles += 1
         kind = f"{type(error).__name__} in {_place(error)}"
         # One that was never raised comes from no place: its words tell it from others.
         mark = kind if error.__traceback__ is not None else str(error)
+        if struck is not None:
+            mark = f"{type(error).__name__} in thread {struck}"
         if mark not in self._said and len(self._said) < REMEMBERED:
             self._said.add(mark)
             self.say(Notice("warning", TROUBLE, {"trouble": kind, "error": str(error)[:500]}))

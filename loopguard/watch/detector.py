@@ -19,10 +19,10 @@ _NOISE_NS = 2_500_000
 _WAITER_NS = 1_000_000
 # What ran before a request's callback in its iteration: handlers that do not block take less.
 _BEFORE_NS = 7_000_000
-# Of the time that no look saw before and behind a callback, half is held against it, but no more than these parts of
-# the budget: that is half of what looks leave unseen while the watchdog is run as it should be. Whatever runs for less
-# than the rest of the budget is never held, however late the watchdog was.
-_AHEAD, _BEHIND = 4, 10
+# Of the time that no look saw before and behind a callback, half is held against it, but no more than these shares of
+# the budget: what looks leave unseen even where the system runs the watchdog somewhat late. Whatever runs for less
+# than the rest of the budget is never held, however late that was.
+_AHEAD, _BEHIND = 0.4, 0.1
 
 
 class _Start(NamedTuple):
@@ -56,7 +56,7 @@ def find_stalls(
         after = starts[place + 1] if place + 1 < len(seen) else None
         unknown_until = beat.at_ns if after is None else after.counted_ns
         seen_until = group[-1].at_ns
-        certain_end = seen_until + _half(unknown_until - seen_until, budget_ns // _BEHIND)
+        certain_end = seen_until + _half(unknown_until - seen_until, round(_BEHIND * budget_ns))
         if group[0].key is None or certain_end - start.counted_ns < budget_ns:
             continue
         likely = (start.earliest_ns + start.likely_ns) // 2
@@ -135,7 +135,9 @@ def _start(
 
 def _among_others(start: _Start, budget_ns: int) -> _Start:
     """Of a callback that others may have run before in its iteration, and no look saw them."""
-    counted = start.latest_ns - _half(start.latest_ns - start.earliest_ns, budget_ns // _AHEAD)
+    counted = start.latest_ns - _half(
+        start.latest_ns - start.earliest_ns, round(_AHEAD * budget_ns)
+    )
     return start._replace(counted_ns=counted)
 
 

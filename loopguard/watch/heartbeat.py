@@ -38,12 +38,16 @@ class Pace(NamedTuple):
 
 @dataclass(slots=True)
 class Watching:
-    """What all heartbeats share; `pace` is replaced when the budget changes, and read at each beat."""
+    """What all heartbeats share; `pace` is replaced when the budget changes, and read at each beat.
+
+    Failures of ours go to `trouble`, and to `struck` those that break off the watchdog.
+    """
 
     pace: Pace
     context_address: Callable[[], int | None]
     collector_ns: Callable[[], int]
     trouble: Callable[[BaseException], None]
+    struck: Callable[[BaseException], None]
 
 
 class Heartbeat:

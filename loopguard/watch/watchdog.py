@@ -170,7 +170,7 @@ class Watchdog:
     def _struck(self, error: BaseException) -> None:
         self.restarts += 1
         self._failures += 1
-        self._shared.trouble(error)
+        self._shared.struck(error)
 
     def _watch(self) -> None:
         if self._layout is None:
