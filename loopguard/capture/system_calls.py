@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+from loopguard.capture.small_files import read_small
 from loopguard.evidence import Wait
 
 # Numbers of the calls that can wait: asm/unistd_64.h and asm-generic/unistd.h.
@@ -39,11 +40,7 @@ _LARGEST_SET = 1024  # FD_SETSIZE
 
 def waiting_in(native_id: int) -> Wait | None:
     """The system call that a thread of this process waits in; None where it runs, or where it cannot be known."""
-    try:
-        with open(f"/proc/self/task/{native_id}/syscall", "rb", buffering=0) as file:
-            words = file.read(256).split()
-    except OSError:
-        return None
+    words = read_small(f"/proc/self/task/{native_id}/syscall").split()
     name = _NAMES.get(int(words[0])) if words and words[0].isdigit() else None
     if name is None:
         return None
@@ -52,11 +49,7 @@ def waiting_in(native_id: int) -> Wait | None:
 
 def works(native_id: int) -> bool:
     """Whether this system shows the calls of a thread."""
-    try:
-        with open(f"/proc/self/task/{native_id}/syscall", "rb", buffering=0) as file:
-            return bool(file.read(256)) and bool(_NAMES)
-    except OSError:
-        return False
+    return bool(read_small(f"/proc/self/task/{native_id}/syscall")) and bool(_NAMES)
 
 
 def _target(name: str, arguments: list[int]) -> str:

@@ -22,7 +22,7 @@ _BEFORE_NS = 7_000_000
 # Of the time that no look saw before and behind a callback, half is held against it, but no more than these shares of
 # the budget: what looks leave unseen even where the system runs the watchdog somewhat late. Whatever runs for less
 # than the rest of the budget is never held, however late that was.
-_AHEAD, _BEHIND = 0.4, 0.1
+_AHEAD, _BEHIND = 0.6, 0.3
 
 
 class _Start(NamedTuple):
