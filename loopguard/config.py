@@ -48,6 +48,7 @@ class Config:
     traces: bool = True
     enabled: bool = True
     in_app: tuple[str, ...] = ()
+    probe: bool = True
     source: bool = True
     root: Path = field(default_factory=_working_directory)
 
@@ -206,6 +207,7 @@ _READERS: dict[str, _Reader] = {
     "traces": _switch,
     "enabled": _switch,
     "in_app": _names,
+    "probe": _switch,
     "source": _switch,
     "root": _directory,
 }
@@ -213,7 +215,6 @@ _READERS: dict[str, _Reader] = {
 _NOT_BUILT = (
     "congestion_budget",
     "metrics",
-    "probe",
     "black_box",
     "profile_token",
     "profile_dir",
@@ -234,7 +235,7 @@ def _refuse_not_built(
         off = value is False or (
             isinstance(value, str) and _WORDS.get(value.strip().lower()) is False
         )
-        if value is None or (off and name in ("metrics", "probe")):
+        if value is None or (off and name == "metrics"):
             continue
         shown = f"<{len(str(value))} characters>" if name == "profile_token" else repr(value)
         raise ConfigError(

@@ -71,12 +71,25 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherThread:
+    """Another thread than the loop's: where it stood, and how long it had computed since `since_ns`."""
+
+    name: str
+    native_id: int | None
+    stack: tuple[RawFrame, ...]
+    cpu_ns: int
+    since_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Look:
     """One look at the loop's thread while its heartbeat was overdue.
 
     `stack` is innermost first and holds the callback's frames only; it is empty where the loop ran no callback.
     `key` tells callbacks apart: it changes exactly when another callback is running.
     `serves`: the request's own coroutine was running, not just something that was begun for it.
+    `other` is the thread that had computed most of late, where the watchdog had to wait for the GIL.
+    `probed`: by the probe, from inside native code that kept the GIL; else by the watchdog.
     `asked_ns` is when the watchdog's timer fired, `at_ns` when it was served; `gil_waits` counts how often it woke in
     between to ask for the GIL again, `starved_ns` how long it was ready to run without getting a CPU.
     """
@@ -96,6 +109,8 @@ class Look:
     wait: Wait | None = None
     gil_waits: int = 0
     starved_ns: int = 0
+    probed: bool = False
+    other: OtherThread | None = None
 
     @property
     def late_ns(self) -> int:

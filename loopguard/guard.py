@@ -20,6 +20,8 @@ from loopguard.capture.collector import CollectorClock
 from loopguard.capture.contexts import ContextReader
 from loopguard.capture.lifespan import Lifespan
 from loopguard.capture.looks import Observer
+from loopguard.capture.others import OtherThreads
+from loopguard.capture.probe import new_probe
 from loopguard.capture.requests import RequestTable
 from loopguard.config import Config
 from loopguard.evidence import ActiveRequest, Held
@@ -216,9 +218,12 @@ class _Engine:
             "system_calls": system_calls.works(native_id),
             "run_delay": run_delay_works(native_id),
         }
+        self._probe = new_probe() if config.probe else None
+        self._evidence["probe"] = self._probe is not None
         self.reporter = Reporter(
             self._explainer().explain, self._subscriptions(), config.ignore, config.log
         )
+        others = OtherThreads()
         alarms: Alarms = new_alarms(lambda: self._config.budget / 2)
         self._evidence["kernel_timer"] = alarms.kernel
         self.watchdog = Watchdog(
@@ -227,6 +232,7 @@ class _Engine:
                 request_of=self._requests.of,
                 cpu_clock=self._evidence["thread_cpu"],
                 system_calls=self._evidence["system_calls"],
+                others=others,
             ),
             alarms=alarms,
             shared=Watching(
@@ -235,6 +241,8 @@ class _Engine:
                 collector_ns=self._collector.read,
                 trouble=self.reporter.trouble,
                 struck=partial(self.reporter.trouble, struck="watchdog"),
+                probe=self._probe,
+                note_others=others.note,
             ),
             budget_ns=int(config.budget * 1e9),
             hand_on=self.reporter.put,
@@ -261,10 +269,15 @@ class _Engine:
         if not self._running:
             return
         self._running = False
-        for heart in self.watchdog.hearts:
+        hearts = self.watchdog.hearts
+        for heart in hearts:
             _on_its_thread(heart, heart.stop)
         self.watchdog.settle(timeout=0.5)
         self.watchdog.stop()
+        for heart in hearts:
+            heart.give_up_probe()  # one that goes off after this would find nobody
+        if self._probe is not None:
+            self._probe.close()
         self.reporter.stop(timeout=_LAST_WORDS)
         self._collector.stop()
 
@@ -272,6 +285,8 @@ class _Engine:
         self._running = False
         self.watchdog.abandon()
         self.reporter.abandon()
+        if self._probe is not None:
+            self._probe.close()
         self._collector.stop()
 
     def follow(self, app: App) -> None:

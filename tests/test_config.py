@@ -256,7 +256,6 @@ def test_a_working_directory_that_is_gone_is_no_reason_to_fail(
         ("congestion_budget", 0.2, "0.2"),
         ("metrics", True, "1"),
         ("metrics", "on", "on"),
-        ("probe", True, "yes"),
         ("black_box", "somewhere", "somewhere"),
         ("profile_dir", "somewhere", "somewhere"),
     ],
@@ -268,7 +267,7 @@ def test_an_option_that_is_not_built_is_refused(name: str, value: object, variab
     assert refused({}, {named: variable}) == said
 
 
-@pytest.mark.parametrize("name", ["metrics", "probe"])
+@pytest.mark.parametrize("name", ["metrics"])
 def test_to_switch_off_what_is_not_built_asks_for_nothing(name: str) -> None:
     assert read_config({name: False}, {}) == read_config({}, {})
     assert read_config({}, {f"LOOPGUARD_{name.upper()}": "0"}) == read_config({}, {})

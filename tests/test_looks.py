@@ -15,6 +15,7 @@ import pytest
 from loopguard.capture import system_calls
 from loopguard.capture.contexts import ContextReader
 from loopguard.capture.looks import Observer, Subject
+from loopguard.capture.others import OtherThreads
 from loopguard.evidence import ActiveRequest, Look, Wait
 from tests.threads import Blocked, blocked, wait_until
 
@@ -31,8 +32,9 @@ def observe(
     loop = asyncio.new_event_loop()
     try:
         subject = Subject(loop, thread.thread_id, thread.native_id, "blocked", None, 0, None)
-        observer = Observer(ContextReader(), request_of, cpu_clock=True, system_calls=True)
-        return observer.look(subject, 1, None)
+        observer = Observer(ContextReader(), request_of, True, True, OtherThreads())
+        [look] = observer.look(subject, 1, None)
+        return look
     finally:
         loop.close()
 

@@ -6,6 +6,7 @@ running any of the user's code: no property, no `__getattr__`, no descriptor wri
 
 from __future__ import annotations
 
+import builtins
 import dis
 import inspect
 import sys
@@ -56,9 +57,18 @@ class _Path(NamedTuple):
 def callee_of(frame: FrameType, lasti: int) -> Callee | None:
     """What `frame` calls at the instruction `lasti`; None where it calls nothing, or where that cannot be known."""
     path = _path_at(frame.f_code, lasti)
-    if path is None:
+    return None if path is None else _follow(path, _look_up(frame, path))
+
+
+def callee_among(names: dict[str, Any], code: CodeType, lasti: int) -> Callee | None:
+    """The same of code whose frame is gone: by the names of its module only."""
+    path = _path_at(code, lasti)
+    if path is None or path.root not in ("LOAD_GLOBAL", "LOAD_NAME"):
         return None
-    value = _look_up(frame, path)
+    return _follow(path, _in_scopes([names, vars(builtins)], path.value))
+
+
+def _follow(path: _Path, value: Any) -> Callee | None:
     owner: type | None = None
     for name in path.attributes:
         if value is not UNKNOWN:

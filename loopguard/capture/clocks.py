@@ -31,6 +31,11 @@ _pread = _find_pread()
 _PER_THREAD_CPU = 6  # CPUCLOCK_PERTHREAD_MASK | CPUCLOCK_SCHED, linux/posix-timers.h
 
 
+def thread_clock(native_id: int) -> int:
+    """The number of a thread's CPU clock."""
+    return (~native_id << 3) | _PER_THREAD_CPU
+
+
 def thread_cpu_ns(native_id: int) -> int | None:
     """Nanoseconds that a thread of this process has spent on a CPU; None where the system does not tell.
 
@@ -38,7 +43,7 @@ def thread_cpu_ns(native_id: int) -> int | None:
     this answers EINVAL.
     """
     try:
-        return time.clock_gettime_ns((~native_id << 3) | _PER_THREAD_CPU)
+        return time.clock_gettime_ns(thread_clock(native_id))
     except (OSError, AttributeError, OverflowError):
         return None
 

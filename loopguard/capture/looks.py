@@ -11,13 +11,18 @@ from time import monotonic_ns
 from types import CodeType, CoroutineType, FrameType
 from typing import Any
 
-from loopguard.capture import iteration, stacks, system_calls
+from loopguard.capture import iteration, probed, stacks, system_calls
 from loopguard.capture.callee import callee_of
 from loopguard.capture.clocks import thread_cpu_ns
 from loopguard.capture.contexts import ContextReader
-from loopguard.evidence import ActiveRequest, Iteration, Look, RawFrame, Wait
+from loopguard.capture.others import OtherThreads
+from loopguard.capture.probe import Dump
+from loopguard.capture.resolve import Standing
+from loopguard.evidence import ActiveRequest, Iteration, Look, OtherThread, RawFrame, Wait
 
+_KEPT_WAITING_NS = 20_000_000
 _HEARTBEAT = "loopguard.watch.heartbeat"
+_COLLECTOR = "loopguard.capture.collector"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,33 +50,47 @@ class Observer:
     request_of: Callable[[Context], ActiveRequest | None]
     cpu_clock: bool
     system_calls: bool
+    others: OtherThreads
 
     def look(
-        self, subject: Subject, asked_ns: int, read_iteration: iteration.Reader | None
-    ) -> Look:
+        self,
+        subject: Subject,
+        asked_ns: int,
+        read_iteration: iteration.Reader | None,
+        dumps: Callable[[], list[Dump]] = list,
+    ) -> list[Look]:
         """Look at the subject's thread. To be the first thing that its caller does with the GIL.
+
+        What the probe saw of it comes first, as `dumps` tells.
 
         Nothing before the wait may let the GIL go: a callback that waits for it would run on,
         and the line that it was on would be lost. What is gone soonest comes first: the callee
         may take so long to find, the first time, that the interpreter hands the GIL over.
         """
         at_ns = monotonic_ns()
-        frame = sys._current_frames().get(subject.thread_id)
+        frames = sys._current_frames()
+        frame = frames.get(subject.thread_id)
         task = asyncio.current_task(subject.loop)
         live = self.contexts.running(subject.context_address, task)
         context = None if live is None else live.copy()
         request = None if context is None else self.request_of(context)
         everything, run_once = stacks.walk(frame, iteration.RUN_ONCE)
         stack = _callback(everything, subject)
+        other: OtherThread | None = None
+        standing: list[Standing] = []
+        if at_ns - asked_ns > _KEPT_WAITING_NS:
+            standing = list(zip(stacks.frames_of(frame), everything, strict=False))
+            other = self.others.busiest(frames, subject.thread_id)
+        del frames
         if not stack or frame is None:
-            return Look(asked_ns=asked_ns, at_ns=at_ns, key=None, stack=())
+            idle = Look(asked_ns=asked_ns, at_ns=at_ns, key=None, stack=(), other=other)
+            return probed.looks(dumps(), idle, subject.base_depth, [])
         began = None if read_iteration is None else read_iteration(run_once)
         cpu_ns = thread_cpu_ns(subject.native_id) if self.cpu_clock else None
         callee = callee_of(frame, stack[0].lasti)
         wait = self._wait(subject, frame, stack[0].lasti)
-        del frame, run_once
         name, coroutine = _describe(task)
-        return Look(
+        look = Look(
             asked_ns=asked_ns,
             at_ns=at_ns,
             key=_key(began, id(task), id(live), stack),
@@ -85,7 +104,10 @@ class Observer:
             iteration=began,
             cpu_ns=cpu_ns,
             wait=wait,
+            other=other,
         )
+        del run_once
+        return probed.looks(dumps(), look, subject.base_depth, standing)
 
     def _wait(self, subject: Subject, frame: FrameType, lasti: int) -> Wait | None:
         """What the thread waits in. To ask lets the GIL go: it counts if the thread did not go on meanwhile."""
@@ -100,6 +122,10 @@ def _callback(stack: list[RawFrame], subject: Subject) -> list[RawFrame]:
     if depth and (len(stack) < depth or stack[-depth].code is not subject.base_code):
         return []
     callback = stack[: len(stack) - depth]
+    while (
+        callback and callback[0].module == _COLLECTOR
+    ):  # we are called in the midst of a collection
+        del callback[0]
     # Our own heartbeat: what held the loop is over.
     return [] if callback and callback[-1].module == _HEARTBEAT else callback
 

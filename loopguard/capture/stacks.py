@@ -19,6 +19,15 @@ def depth_of(frame: FrameType | None) -> int:
     return depth
 
 
+def frames_of(frame: FrameType | None) -> list[FrameType]:
+    """All frames from this one outwards. Not to be kept: they hold the user's locals."""
+    frames: list[FrameType] = []
+    while frame is not None and len(frames) < DEEPEST:
+        frames.append(frame)
+        frame = frame.f_back
+    return frames
+
+
 def walk(
     frame: FrameType | None, outside: CodeType | None
 ) -> tuple[list[RawFrame], FrameType | None]:

@@ -56,8 +56,9 @@ def cause_of(held: Held, budget_ns: int, switch_ns: int) -> Cause:
     cpu_time = cpu_seconds(held)
     if cpu_time is None:
         return "import" if _importing(held) >= _HALF else "unknown"
-    on_cpu = cpu_time * 1e9
-    starved = _starved_share(held, switch_ns)
+    probed = _probed_share(held)
+    on_cpu = max(cpu_time * 1e9, probed * duration)
+    starved = max(_starved_share(held, switch_ns), probed)
     if _not_run(held, duration, on_cpu, budget_ns, switch_ns):
         return "not_scheduled"
     if not any(look.stack for look in held.looks):
@@ -110,6 +111,13 @@ def _is_lock(callee: Callee | None, stack: tuple[RawFrame, ...]) -> bool:
     called = None if callee is None else name_of(callee)
     inside = stack[0].module if stack else None
     return any((name or "").partition(".")[0] in _LOCK_MODULES for name in (called, inside))
+
+
+def _probed_share(held: Held) -> float:
+    """The share of the time in which the probe saw native code that kept the GIL."""
+    weighed = weigh(held)
+    total = sum(weight for _, weight in weighed)
+    return sum(weight for look, weight in weighed if look.probed) / total if total else 0.0
 
 
 def _starved_share(held: Held, switch_ns: int) -> float:

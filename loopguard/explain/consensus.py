@@ -45,13 +45,15 @@ def agree(held: Held, ownership: Ownership) -> Verdict | None:
 
 
 def weigh(held: Held) -> list[tuple[Look, float]]:
-    """Each look with the seconds that it stands for: from half-way to the one before to half-way to the next."""
-    times = [look.at_ns for look in held.looks]
-    if not times:
+    """Each look with the seconds that it stands for: from half-way to the one before to half-way to the next.
+
+    What the probe saw lasted until the next: a native call kept the GIL, or the watchdog would have been served.
+    """
+    if not held.looks:
         return []
     borders = [
         held.start_ns,
-        *((a + b) // 2 for a, b in pairwise(times)),
+        *(b.at_ns if a.probed else (a.at_ns + b.at_ns) // 2 for a, b in pairwise(held.looks)),
         held.end_ns,
     ]
     return [

@@ -110,6 +110,9 @@ def _start(
     if called is not None:
         known = earliest if began is None else max(earliest, min(began, called))
         return _Start(max(known, called - _LEAD_NS), called, called, called)
+    if first.probed and began is None:
+        # Had it begun when the beat was due, that would have come first, but for what was ready before it.
+        return _Start(earliest, max(earliest, min(latest, beat.due_ns)), latest, latest)
     if began is None or first.iteration is None:
         return _by_request(first, earliest, latest)
     exactly = began + first.iteration.error_ns

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from loopguard.capture.clocks import RunDelay
 from loopguard.capture.looks import Subject
+from loopguard.capture.probe import Probe, ProbeTimer
 from loopguard.capture.stacks import depth_of
 from loopguard.evidence import LateBeat
 from loopguard.watch.loops import foreseen_base
@@ -25,15 +26,21 @@ _EVERY = 16
 
 
 class Pace(NamedTuple):
-    """How closely to watch, in nanoseconds: the interval between beats, and how late one may be unasked."""
+    """How closely to watch, in nanoseconds.
+
+    The interval between beats, how late one may be unasked, and how long its thread may compute before the probe goes
+    off: long after the watchdog would have been served, had it got the GIL.
+    """
 
     interval_ns: int
     slack_ns: int
+    probe_ns: int
 
     @classmethod
     def of(cls, budget_ns: int) -> Pace:
         """Half a budget, so that a callback of a budget and a beat always meets a beat that is overdue."""
-        return cls(budget_ns // 2, max(budget_ns // 20, 1_000_000))
+        margin_ns = max(15_000_000, int(3e9 * sys.getswitchinterval()))
+        return cls(budget_ns // 2, max(budget_ns // 20, 1_000_000), budget_ns + margin_ns)
 
 
 @dataclass(slots=True)
@@ -41,6 +48,7 @@ class Watching:
     """What all heartbeats share; `pace` is replaced when the budget changes, and read at each beat.
 
     Failures of ours go to `trouble`, and to `struck` those that break off the watchdog.
+    `probe` is None where there is none.
     """
 
     pace: Pace
@@ -48,6 +56,8 @@ class Watching:
     collector_ns: Callable[[], int]
     trouble: Callable[[BaseException], None]
     struck: Callable[[BaseException], None]
+    probe: Probe | None = None
+    note_others: Callable[[int], None] = lambda _now: None
 
 
 class Heartbeat:
@@ -72,6 +82,7 @@ class Heartbeat:
         self.watched_ns = 0
         self.stopped = False
         self._shared = shared
+        self.probe = self._new_probe(threading.get_native_id())
         self._run_delay = RunDelay(threading.get_native_id())
         self._cpu_ns = 0
         self._gc_ns = 0
@@ -101,6 +112,7 @@ class Heartbeat:
                 self.late.append(self.overdue(now, thread_time_ns()))
             self.watched_ns += now - self.last_ns
         self._run_delay.close()
+        self.give_up_probe()
         self.alarm.arm(1)
 
     def leave(self) -> None:
@@ -108,6 +120,19 @@ class Heartbeat:
         self.stopped = True
         self._handle.cancel()
         self._run_delay.close()
+        self.give_up_probe()
+
+    def _new_probe(self, native_id: int) -> ProbeTimer | None:
+        try:
+            return None if self._shared.probe is None else self._shared.probe.timer(native_id)
+        except OSError as error:  # no more timers are granted
+            self._shared.trouble(error)
+            return None
+
+    def give_up_probe(self) -> None:
+        """On any thread."""
+        if self.probe is not None:
+            self.probe.delete()
 
     def abandon(self) -> None:
         """In a forked child: the loop is the parent's, and its timer is not to be touched."""
@@ -150,6 +175,7 @@ class Heartbeat:
             self.watched_ns += now - self.last_ns
             if now - self.due_ns < slack:
                 self._next(now)
+                self._shared.note_others(now)
                 self.alarm.arm(self.due_ns + slack)
             else:
                 self.late.append(self.overdue(now, thread_time_ns()))
@@ -165,7 +191,7 @@ class Heartbeat:
 
     def _note(self, now: int) -> None:
         """A beat, or the begin of a run: from now on the next is waited for."""
-        interval, slack = self._shared.pace
+        interval, slack, probe_ns = self._shared.pace
         if now - self.due_ns > slack // 2 or self._beats % _EVERY == 0:
             self._delay_ns = self._run_delay.read()
         self._beats += 1
@@ -174,6 +200,8 @@ class Heartbeat:
         self._cpu_ns = thread_time_ns()
         self._gc_ns = self._shared.collector_ns()
         self._noted = None
+        if self.probe is not None:
+            self.probe.arm(probe_ns)
 
     def note_run_delay(self) -> None:
         """Called by the watchdog, before its first look since a beat. Not every beat has time for it."""

@@ -6,15 +6,19 @@ import asyncio
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import monotonic_ns
 from typing import NamedTuple
 from uuid import uuid4
 
-from loopguard.capture import iteration
+from loopguard.capture import iteration, probed
 from loopguard.capture.clocks import RunDelay, voluntary_switches
 from loopguard.capture.looks import Observer
+from loopguard.capture.probe import Dump
+from loopguard.capture.probed import TICK_NS
 from loopguard.evidence import Held, Incident, LateBeat, Look
 from loopguard.lasting import LastingThread
 from loopguard.record import Phase
@@ -94,6 +98,7 @@ class Watchdog:
         self._paused = False
         self._resumed_ns = 0
         self._stopping = threading.Event()
+        self._dumps: deque[Dump] = deque(maxlen=16)
         self._layout: iteration._Layout | None = None
         self._own_delay: RunDelay | None = None
         self._thread = LastingThread("watchdog", self._run, self._struck)
@@ -194,30 +199,45 @@ class Watchdog:
             watch = self._watches.get(alarm)
             if watch is None:
                 continue
-            look = self._look(watch)
-            if look is not None:
+            seen = self._look(watch)
+            if seen:
                 starved = (own_delay.read() or 0) - delay
                 waits = voluntary_switches() - switches
-                look = replace(look, gil_waits=waits, starved_ns=starved)
-                watch.add(look)
-                self._tell_early(watch, look)
+                for look in _share(seen, waits, starved):
+                    watch.add(look)
+                self._tell_early(watch, watch.looks[-1])
             self._judge(watch)
             self._plan(alarm, watch)
 
-    def _look(self, watch: _Watch) -> Look | None:
+    def _look(self, watch: _Watch) -> list[Look]:
         """A look, if the loop is overdue. Nothing here may let the GIL go before it."""
         heart = watch.heart
+        self._arm_probe(heart, 0)
         asked = max(watch.next_ns, heart.due_ns + self._shared.pace.slack_ns)
         subject = heart.subject
         if heart.stopped or heart.late or self._paused or subject is None or monotonic_ns() < asked:
-            return None
+            return []
         if not heart.loop.is_running():
             if not heart.told_of_stop:  # it ran already when it was begun
                 heart.leave()
-            return None
+            return []
         # Before the look, which lets the GIL go: the beat that ends the stall may come in the midst of it.
         heart.note_run_delay()
-        return self._observer.look(subject, asked, watch.read_iteration)
+        dumps = partial(self._dumps_of, heart, heart.last_ns, monotonic_ns())
+        return self._observer.look(subject, asked, watch.read_iteration, dumps)
+
+    def _dumps_of(self, heart: Heartbeat, begin_ns: int, end_ns: int) -> list[Dump]:
+        """What the probe saw in that time, if no other loop was late: a dump does not say of which it is."""
+        if self._shared.probe is None:
+            return []
+        self._dumps.extend(self._shared.probe.read())
+        found = [
+            dump for dump in self._dumps if begin_ns <= dump.at_ns + TICK_NS and dump.at_ns < end_ns
+        ]
+        for dump in found:
+            self._dumps.remove(dump)
+        alone = not any(other is not heart and other.due_ns < end_ns for other in self.hearts)
+        return found if alone else []
 
     def _tell_early(self, watch: _Watch, look: Look) -> None:
         """Tell of a callback while it holds the loop, so that it is out before a supervisor kills the process.
@@ -245,6 +265,7 @@ class Watchdog:
             beat = watch.heart.late[0]
             looks = [look for look in watch.looks if beat.last_ns <= look.at_ns <= beat.at_ns]
             watch.looks = [look for look in watch.looks if look.at_ns > beat.at_ns]
+            looks = self._missed(watch.heart, beat, looks) + looks
             try:
                 if not self._paused and beat.last_ns >= self._resumed_ns:
                     for held in self._stalls_in(beat, looks):
@@ -252,6 +273,14 @@ class Watchdog:
             finally:
                 watch.early.clear()
                 watch.heart.late.popleft()
+
+    def _missed(self, heart: Heartbeat, beat: LateBeat, looks: list[Look]) -> list[Look]:
+        """What the probe saw before any look was taken."""
+        until_ns = looks[0].at_ns if looks else beat.at_ns
+        dumps = self._dumps_of(heart, beat.last_ns, until_ns)
+        asked_ns = min(beat.due_ns + self._shared.pace.slack_ns, until_ns)
+        depth = 0 if heart.subject is None else heart.subject.base_depth
+        return probed.missed(dumps, asked_ns, until_ns, depth)
 
     def _stalls_in(self, beat: LateBeat, looks: list[Look]) -> list[Held]:
         return find_stalls(beat, looks, self.budget_ns, int(sys.getswitchinterval() * 1e9))
@@ -290,11 +319,17 @@ class Watchdog:
         if now < overdue:
             watch.next_ns = 0
             alarm.arm(overdue)
+            self._arm_probe(heart, self._shared.pace.probe_ns)
             return
         age = now - watch.since_ns if watch.looks else 0
         gap = self.budget_ns // _OF_BUDGET if age < 2 * self.budget_ns else age // _OF_AGE
         watch.next_ns = now + max(gap, _QUICKEST_NS)
         alarm.arm(watch.next_ns)
+        self._arm_probe(heart, watch.next_ns - now + self._shared.pace.probe_ns // 2)
+
+    def _arm_probe(self, heart: Heartbeat, cpu_ns: int) -> None:
+        if heart.probe is not None:
+            heart.probe.arm(cpu_ns)
 
     def _prepare(self, watch: _Watch) -> None:
         """Find out how to read this loop's iterations; again where it began before uvloop's layout was known."""
@@ -303,3 +338,16 @@ class Watchdog:
             watch.read_iteration = iteration.uvloop_reader(loop, self._layout)
         elif isinstance(loop, asyncio.BaseEventLoop):
             watch.read_iteration = iteration.from_run_once
+
+
+def _share(looks: list[Look], gil_waits: int, starved_ns: int) -> list[Look]:
+    """Each look with its part of what the watchdog waited for, by how long it was waited."""
+    late_ns = sum(look.late_ns for look in looks) or 1
+    return [
+        replace(
+            look,
+            gil_waits=round(gil_waits * look.late_ns / late_ns),
+            starved_ns=starved_ns * look.late_ns // late_ns,
+        )
+        for look in looks
+    ]
