@@ -88,6 +88,7 @@ class Look:
     `stack` is innermost first and holds the callback's frames only; it is empty where the loop ran no callback.
     `key` tells callbacks apart: it changes exactly when another callback is running.
     `serves`: the request's own coroutine was running, not just something that was begun for it.
+    `owner` is the thread that must release what the loop's thread waits for, where that is known.
     `other` is the thread that had computed most of late, where the watchdog had to wait for the GIL.
     `probed`: by the probe, from inside native code that kept the GIL; else by the watchdog.
     `asked_ns` is when the watchdog's timer fired, `at_ns` when it was served; `gil_waits` counts how often it woke in
@@ -111,6 +112,7 @@ class Look:
     starved_ns: int = 0
     probed: bool = False
     other: OtherThread | None = None
+    owner: OtherThread | None = None
 
     @property
     def late_ns(self) -> int:

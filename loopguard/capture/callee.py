@@ -60,6 +60,18 @@ def callee_of(frame: FrameType, lasti: int) -> Callee | None:
     return None if path is None else _follow(path, _look_up(frame, path))
 
 
+def receiver_of(frame: FrameType, lasti: int) -> Any:
+    """The object whose method `frame` calls at the instruction `lasti`; UNKNOWN where that is none."""
+    path = _path_at(frame.f_code, lasti)
+    if path is None or not path.attributes:
+        return UNKNOWN
+    value = _look_up(frame, path)
+    for name in path.attributes[:-1]:
+        if value is not UNKNOWN:
+            value, _ = _attribute(value, name)
+    return value
+
+
 def callee_among(names: dict[str, Any], code: CodeType, lasti: int) -> Callee | None:
     """The same of code whose frame is gone: by the names of its module only."""
     path = _path_at(code, lasti)

@@ -16,6 +16,7 @@ from loopguard.capture.callee import callee_of
 from loopguard.capture.clocks import thread_cpu_ns
 from loopguard.capture.contexts import ContextReader
 from loopguard.capture.others import OtherThreads
+from loopguard.capture.owners import owner_of
 from loopguard.capture.probe import Dump
 from loopguard.capture.resolve import Standing
 from loopguard.evidence import ActiveRequest, Iteration, Look, OtherThread, RawFrame, Wait
@@ -81,13 +82,14 @@ class Observer:
         if at_ns - asked_ns > _KEPT_WAITING_NS:
             standing = list(zip(stacks.frames_of(frame), everything, strict=False))
             other = self.others.busiest(frames, subject.thread_id)
-        del frames
         if not stack or frame is None:
             idle = Look(asked_ns=asked_ns, at_ns=at_ns, key=None, stack=(), other=other)
             return probed.looks(dumps(), idle, subject.base_depth, [])
         began = None if read_iteration is None else read_iteration(run_once)
         cpu_ns = thread_cpu_ns(subject.native_id) if self.cpu_clock else None
         callee = callee_of(frame, stack[0].lasti)
+        owner = owner_of(frame, stack[0].lasti, frames)
+        del frames
         wait = self._wait(subject, frame, stack[0].lasti)
         name, coroutine = _describe(task)
         look = Look(
@@ -105,9 +107,17 @@ class Observer:
             cpu_ns=cpu_ns,
             wait=wait,
             other=other,
+            owner=owner,
         )
         del run_once
         return probed.looks(dumps(), look, subject.base_depth, standing)
+
+    def too_late(self, subject: Subject, asked_ns: int, over_ns: int) -> Look:
+        """What is left to see where all was over, at `over_ns`, before there was time to look."""
+        other = None
+        if over_ns - asked_ns > _KEPT_WAITING_NS:
+            other = self.others.busiest(sys._current_frames(), subject.thread_id)
+        return Look(asked_ns=asked_ns, at_ns=over_ns, key=None, stack=(), other=other)
 
     def _wait(self, subject: Subject, frame: FrameType, lasti: int) -> Wait | None:
         """What the thread waits in. To ask lets the GIL go: it counts if the thread did not go on meanwhile."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from loopguard.evidence import Callee, Held, Look, RawFrame, Wait
+from loopguard.evidence import Callee, Held, Look, OtherThread, RawFrame, Wait
 from loopguard.explain.call import name_of
 from loopguard.explain.consensus import weigh
 from loopguard.record import Cause
@@ -62,7 +62,7 @@ def cause_of(held: Held, budget_ns: int, switch_ns: int) -> Cause:
     if _not_run(held, duration, on_cpu, budget_ns, switch_ns):
         return "not_scheduled"
     if not any(look.stack for look in held.looks):
-        return "gil_wait" if starved >= _HALF else "unknown"
+        return _unseen_cause(held, starved, on_cpu >= _HALF * duration, switch_ns)
     wait = wait_of(held)[0]
     waits_for_gil = wait is not None and wait.call == "futex"
     if held.beat.gc_ns >= _HALF * duration and (on_cpu >= _HALF * duration or waits_for_gil):
@@ -79,10 +79,35 @@ def cause_of(held: Held, budget_ns: int, switch_ns: int) -> Cause:
     if on_cpu >= _HALF * duration:
         return "gil_hold" if starved >= _HALF else "cpu"
     if starved >= _HALF:
-        return (
-            "unknown"  # a native call that waits and keeps the GIL, or another thread that has it
-        )
+        # Else it may be a native call that waits and keeps the GIL.
+        return "gil_wait" if _another_computed(held, switch_ns) else "unknown"
     return _wait_cause(held)
+
+
+def _unseen_cause(held: Held, starved: float, computed: bool, switch_ns: int) -> Cause:
+    """Of a time in which no look saw the thread in any callback."""
+    if starved < _HALF:
+        return "unknown"
+    if computed:
+        return "gil_hold"
+    return "gil_wait" if _another_computed(held, switch_ns) else "unknown"
+
+
+def in_the_way(held: Held, cause: Cause) -> OtherThread | None:
+    """The thread that kept the GIL, or had the lock; None where that is not known."""
+    if cause == "lock":
+        return next((look.owner for look in reversed(held.looks) if look.owner is not None), None)
+    if cause != "gil_wait":
+        return None
+    others = [look.other for look in held.looks if look.other is not None]
+    return max(others, key=lambda other: other.cpu_ns, default=None)
+
+
+def _another_computed(held: Held, switch_ns: int) -> bool:
+    """Whether another thread computed for most of the time that the watchdog was kept from the GIL."""
+    other = in_the_way(held, "gil_wait")
+    starved = sum(_starved_of_gil(look, switch_ns) for look in held.looks)
+    return other is not None and other.cpu_ns >= _HALF * starved
 
 
 def wait_of(held: Held) -> tuple[Wait | None, Callee | None, tuple[RawFrame, ...]]:

@@ -10,15 +10,15 @@ from contextvars import Context
 from dataclasses import dataclass
 
 from loopguard.config import Config
-from loopguard.evidence import Incident, RawFrame, Wait
+from loopguard.evidence import Incident, OtherThread, RawFrame, Wait
 from loopguard.explain import paths
 from loopguard.explain.call import call_on_line
-from loopguard.explain.cause import cause_of, cpu_seconds, gc_seconds, wait_of
+from loopguard.explain.cause import cause_of, cpu_seconds, gc_seconds, in_the_way, wait_of
 from loopguard.explain.consensus import agree
 from loopguard.explain.correlation import Route, active_span, context_of, request_of
 from loopguard.explain.ownership import Ownership
 from loopguard.explain.source import expression_of, line_of
-from loopguard.record import Cause, Frame, Phase, Process, Severity, Stall
+from loopguard.record import Cause, Frame, Holder, Phase, Process, Severity, Stall
 
 DEEPEST = 120
 
@@ -70,7 +70,7 @@ class Explainer:
             culprit=culprit,
             call=call,
             waited_on=self._waited_on(cause, wait_of(held)[0]),
-            holder=None,
+            holder=self._holder(in_the_way(held, cause)),
             stack=() if look is None or cause == "not_scheduled" else self._stack(look.stack),
             samples=len(held.looks),
             confidence=None if blamed is None else round(blamed.confidence, 4),
@@ -99,6 +99,21 @@ class Explainer:
         )
         request = None if look is None else look.request
         return Explained(stall, context, None if request is None else request.context)
+
+    def _holder(self, thread: OtherThread | None) -> Holder | None:
+        if thread is None:
+            return None
+        rules = (self.ownership().library, self.ownership().plumbing)
+        frames = (
+            next((frame for frame in thread.stack if not rule(frame)), None) for rule in rules
+        )
+        culprit = next((frame for frame in frames if frame is not None), None)
+        return Holder(
+            thread=thread.name,
+            native_id=thread.native_id,
+            culprit=None if culprit is None else self._frame(culprit),
+            stack=self._stack(thread.stack),
+        )
 
     def _stack(self, stack: tuple[RawFrame, ...]) -> tuple[Frame, ...]:
         """Outermost first; of a very deep stack the innermost frames."""

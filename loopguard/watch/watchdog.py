@@ -215,6 +215,10 @@ class Watchdog:
         self._arm_probe(heart, 0)
         asked = max(watch.next_ns, heart.due_ns + self._shared.pace.slack_ns)
         subject = heart.subject
+        if heart.late and subject is not None and not watch.looks:
+            beat = heart.late[-1]
+            asked = min(max(watch.next_ns, beat.due_ns + self._shared.pace.slack_ns), beat.at_ns)
+            return [self._observer.too_late(subject, asked, beat.at_ns)]
         if heart.stopped or heart.late or self._paused or subject is None or monotonic_ns() < asked:
             return []
         if not heart.loop.is_running():
