@@ -40,6 +40,7 @@ class Config:
 
     budget: float = 0.1
     error_budget: float | None = None
+    congestion_budget: float | None = None
     on_stall: Listener | None = None
     on_ongoing: Listener | None = None
     jsonl: Path | None = None
@@ -64,6 +65,11 @@ class Config:
     def severe_from(self) -> float:
         """Seconds from which a stall is an error; it follows the budget unless `error_budget` was given."""
         return 5 * self.budget if self.error_budget is None else self.error_budget
+
+    @property
+    def congested_from(self) -> float:
+        """Seconds from which one iteration of the loop is a stall, though none of its callbacks is over the budget."""
+        return 2 * self.budget if self.congestion_budget is None else self.congestion_budget
 
 
 def read_config(
@@ -199,6 +205,7 @@ _Reader = Callable[[str, object, str], Any]
 _READERS: dict[str, _Reader] = {
     "budget": _seconds,
     "error_budget": _seconds,
+    "congestion_budget": _seconds,
     "on_stall": _listener,
     "on_ongoing": _listener,
     "jsonl": _writable_file,
@@ -213,7 +220,6 @@ _READERS: dict[str, _Reader] = {
 }
 
 _NOT_BUILT = (
-    "congestion_budget",
     "metrics",
     "black_box",
     "profile_token",

@@ -143,7 +143,8 @@ class Held:
     """The verdict of the detector: one callback held the loop beyond its budget.
 
     The start lies between `start_ns - error_ns` and `start_ns + error_ns`. `looks` saw this callback and no other;
-    they are empty where the loop's thread was late without being seen in any callback.
+    they are empty where the loop's thread was late without being seen in any callback. Where it was `together`, many
+    callbacks of one iteration held it, none of them beyond the budget, and `looks` saw those.
     """
 
     start_ns: int
@@ -151,6 +152,7 @@ class Held:
     end_ns: int
     looks: tuple[Look, ...]
     beat: LateBeat
+    together: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -245,6 +245,7 @@ class _Engine:
                 note_others=others.note,
             ),
             budget_ns=int(config.budget * 1e9),
+            congestion_ns=int(config.congested_from * 1e9),
             hand_on=self.reporter.put,
             surroundings=self._surroundings,
         )
@@ -295,7 +296,7 @@ class _Engine:
 
     def reconfigure(self, config: Config) -> None:
         self._config = config
-        self.watchdog.set_budget(int(config.budget * 1e9))
+        self.watchdog.set_budget(int(config.budget * 1e9), int(config.congested_from * 1e9))
         for heart in self.watchdog.hearts:
             _on_its_thread(heart, heart.renew)
 

@@ -10,17 +10,20 @@ from contextvars import Context
 from dataclasses import dataclass
 
 from loopguard.config import Config
-from loopguard.evidence import Incident, OtherThread, RawFrame, Wait
+from loopguard.evidence import Held, Incident, OtherThread, RawFrame, Wait
 from loopguard.explain import paths
 from loopguard.explain.call import call_on_line
 from loopguard.explain.cause import cause_of, cpu_seconds, gc_seconds, in_the_way, wait_of
 from loopguard.explain.consensus import agree
 from loopguard.explain.correlation import Route, active_span, context_of, request_of
+from loopguard.explain.crowd import contributors_of
 from loopguard.explain.ownership import Ownership
+from loopguard.explain.phases import phases_of
 from loopguard.explain.source import expression_of, line_of
-from loopguard.record import Cause, Frame, Holder, Phase, Process, Severity, Stall
+from loopguard.record import Cause, Frame, Holder, Phase, Process, Severity, Share, Stall
 
 DEEPEST = 120
+_BLAME_NOBODY = ("not_scheduled", "gil_wait", "congestion")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +51,13 @@ class Explainer:
 
     def explain(self, incident: Incident) -> Explained:
         held, budget_ns, config = incident.held, incident.budget_ns, self.config()
-        cause = cause_of(held, budget_ns, int(sys.getswitchinterval() * 1e9))
+        cause = self._cause(held, budget_ns)
         verdict = agree(held, self.ownership())
-        look = None if verdict is None else verdict.look
-        blamed = None if cause in ("not_scheduled", "gil_wait") else verdict
+        look = None if verdict is None or held.together else verdict.look  # a crowd is nobody's
+        blamed = None if cause in _BLAME_NOBODY else verdict
         culprit = None if blamed is None else self._frame(blamed.look.stack[blamed.place])
         call = None if blamed is None else call_on_line(blamed.on_line)
+        contributors = contributors_of(held) if cause == "congestion" else None
         duration = (held.end_ns - held.start_ns) / 1e9
         context = Context() if look is None else context_of(look, incident.wall_offset_ns)
         trace_id, span_id = active_span(context)
@@ -71,15 +75,17 @@ class Explainer:
             call=call,
             waited_on=self._waited_on(cause, wait_of(held)[0]),
             holder=self._holder(in_the_way(held, cause)),
-            stack=() if look is None or cause == "not_scheduled" else self._stack(look.stack),
+            stack=()
+            if verdict is None or cause == "not_scheduled"
+            else self._stack(verdict.look.stack),
             samples=len(held.looks),
             confidence=None if blamed is None else round(blamed.confidence, 4),
-            phases=None,
+            phases=None if blamed is None else self._phases(held),
             cpu_time=cpu_seconds(held),
             gc_time=gc_seconds(held),
             task=None if look is None else look.task,
             coroutine=None if look is None else look.coroutine,
-            contributors=None,
+            contributors=contributors,
             request=None if look is None else request_of(look, self.route, incident.wall_offset_ns),
             trace_id=trace_id,
             span_id=span_id,
@@ -89,7 +95,9 @@ class Explainer:
             in_flight=incident.in_flight,
             open_connections=None,
             advice=None,
-            fingerprint=fingerprint_of(culprit, call, cause),
+            fingerprint=fingerprint_of(
+                culprit, call, contributors[0].name if contributors else cause
+            ),
             suppressed=0,
             profile=None,
             pid=os.getpid(),
@@ -99,6 +107,17 @@ class Explainer:
         )
         request = None if look is None else look.request
         return Explained(stall, context, None if request is None else request.context)
+
+    def _cause(self, held: Held, budget_ns: int) -> Cause:
+        if held.together:
+            return "congestion"
+        return cause_of(held, budget_ns, int(sys.getswitchinterval() * 1e9))
+
+    def _phases(self, held: Held) -> tuple[Share, ...] | None:
+        phases = phases_of(held, self.ownership())
+        if phases is None:
+            return None
+        return tuple(Share(self._frame(frame), round(share, 4)) for frame, share in phases)
 
     def _holder(self, thread: OtherThread | None) -> Holder | None:
         if thread is None:
@@ -146,7 +165,7 @@ def severity_of(cause: Cause, duration: float, severe_from: float, phase: Phase 
     return "warning"
 
 
-def fingerprint_of(culprit: Frame | None, call: str | None, cause: Cause) -> str:
-    """The same for stalls of the same culprit and call; without a culprit, of the same cause."""
-    parts = (cause,) if culprit is None else (culprit.module or "", culprit.function, call or "")
+def fingerprint_of(culprit: Frame | None, call: str | None, else_by: str) -> str:
+    """The same for stalls of the same culprit and call; without a culprit, of the same cause or first contributor."""
+    parts = (else_by,) if culprit is None else (culprit.module or "", culprit.function, call or "")
     return hashlib.blake2s("\0".join(parts).encode(errors="replace"), digest_size=8).hexdigest()

@@ -68,6 +68,35 @@ def find_stalls(
     return held
 
 
+def find_congestion(beat: LateBeat, looks: Sequence[Look], limit_ns: int) -> list[Held]:
+    """The iteration that took longer than its limit, where no callback in it was over the budget; none or one.
+
+    Time in which the system withheld the CPU does not count.
+    """
+    seen = [look for look in looks if look.key is not None]
+    turns = [tuple(turn) for _, turn in groupby(seen, key=_turn)]
+    ends = [turn[0].at_ns for turn in turns[1:]] + [beat.at_ns]
+    found = []
+    for turn, end in zip(turns, ends, strict=True):
+        began = turn[0].iteration
+        start, error = beat.due_ns, (beat.due_ns - beat.last_ns) // 2
+        if began is not None and beat.last_ns <= began.started_ns <= turn[0].at_ns:
+            start, error = began.started_ns, began.error_ns
+        if len({look.key for look in turn}) > 1 and end - start - _withheld(beat) >= limit_ns:
+            found.append(
+                Held(start, max(error, _least_error(beat)), end, turn, beat, together=True)
+            )
+    return sorted(found, key=lambda held: held.start_ns - held.end_ns)[:1]
+
+
+def _turn(look: Look) -> int | None:
+    return None if look.iteration is None else look.iteration.started_ns
+
+
+def _withheld(beat: LateBeat) -> int:
+    return beat.run_delay_ns or 0
+
+
 def _reach(start: _Start, likely: int, first: Look, beat: LateBeat) -> int:
     """How far from the likely start the true one may be; always less than a beat.
 

@@ -22,7 +22,7 @@ from loopguard.capture.probed import TICK_NS
 from loopguard.evidence import Held, Incident, LateBeat, Look
 from loopguard.lasting import LastingThread
 from loopguard.record import Phase
-from loopguard.watch.detector import find_stalls
+from loopguard.watch.detector import find_congestion, find_stalls
 from loopguard.watch.heartbeat import Heartbeat, Pace, Watching
 from loopguard.watch.loops import is_uvloop
 from loopguard.watch.timer import Alarm, Alarms
@@ -81,10 +81,12 @@ class Watchdog:
         alarms: Alarms,
         shared: Watching,
         budget_ns: int,
+        congestion_ns: int,
         hand_on: Callable[[Incident], None],
         surroundings: Callable[[Held], tuple[Phase | None, int]],
     ) -> None:
         self.budget_ns = budget_ns
+        self.congestion_ns = congestion_ns
         self.looks = 0
         self.restarts = 0
         self._failures = 0
@@ -134,8 +136,9 @@ class Watchdog:
         self._prepare(watch)
         return heart
 
-    def set_budget(self, budget_ns: int) -> None:
+    def set_budget(self, budget_ns: int, congestion_ns: int) -> None:
         self.budget_ns = budget_ns
+        self.congestion_ns = congestion_ns
         self._shared.pace = Pace.of(budget_ns)
 
     def pause(self) -> None:
@@ -272,7 +275,8 @@ class Watchdog:
             looks = self._missed(watch.heart, beat, looks) + looks
             try:
                 if not self._paused and beat.last_ns >= self._resumed_ns:
-                    for held in self._stalls_in(beat, looks):
+                    held_at_all = self._stalls_in(beat, looks)
+                    for held in held_at_all or find_congestion(beat, looks, self.congestion_ns):
                         self._hand_on(self._incident(watch, held))
             finally:
                 watch.early.clear()
@@ -299,7 +303,7 @@ class Watchdog:
             id=early.id if early else uuid4().hex,
             ongoing=ongoing,
             held=held,
-            budget_ns=self.budget_ns,
+            budget_ns=self.congestion_ns if held.together else self.budget_ns,
             thread=subject.thread_name,
             thread_id=subject.thread_id,
             loop=f"{kind.__module__}.{kind.__qualname__}",
