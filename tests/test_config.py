@@ -253,7 +253,6 @@ def test_a_working_directory_that_is_gone_is_no_reason_to_fail(
 @pytest.mark.parametrize(
     "name, value, variable",
     [
-        ("congestion_budget", 0.2, "0.2"),
         ("metrics", True, "1"),
         ("metrics", "on", "on"),
         ("black_box", "somewhere", "somewhere"),
