@@ -59,6 +59,6 @@ def test_the_statistics_page_names_each_count() -> None:
         assert _first_column(_section("Statistics")) == set(guard.stats())
 
 
-def test_each_cause_is_explained_or_not_built() -> None:
+def test_each_cause_is_explained() -> None:
     named = set(re.findall(r"^\| `(\w+)` \|", HOW, re.MULTILINE))
-    assert named == set(get_args(Cause)) - {"congestion"}
+    assert named == set(get_args(Cause))
