@@ -1,0 +1,148 @@
+"""Who was in the way: the thread that kept the GIL, and the one that must release what the loop waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import loopguard
+from loopguard.capture.owners import owner_of
+from loopguard.record import Stall
+from tests.holding import BUDGET, LONG, LOOPS, REST, run, told
+from tests.threads import blocked
+
+pytestmark = [
+    pytest.mark.core,
+    pytest.mark.skipif(sys.platform != "linux", reason="the clocks of other threads are Linux's"),
+]
+
+
+def keep_the_gil() -> object:
+    time.sleep(0.01)  # lets the loop go on first
+    return re.match(r"(a+)+$", "a" * 24 + "b")
+
+
+def keep_busy(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        sum(range(100))
+
+
+def one_stall(guard: loopguard.Guard) -> Stall:
+    stalls = [stall for stall in told(guard) if stall.cause in ("gil_wait", "lock")]
+    assert len(stalls) == 1, told(guard)
+    return stalls[0]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("idle", [True, False], ids=["idle", "in a callback"])
+def test_the_thread_that_keeps_the_gil_is_named(loop: str, idle: bool) -> None:
+    guard = loopguard.install(budget=BUDGET, log=False)
+    thread = threading.Thread(target=keep_the_gil, name="greedy")
+
+    async def main() -> None:
+        await asyncio.sleep(1.2)  # the clocks of all threads are noted once a second
+        thread.start()
+        if not idle:
+            keep_busy(2 * REST)
+        await asyncio.sleep(REST)
+        await asyncio.to_thread(thread.join)
+        await asyncio.sleep(REST)
+
+    run(main(), loop)
+    stall = one_stall(guard)
+    assert stall.cause == "gil_wait"
+    assert stall.culprit is None
+    assert stall.holder is not None
+    assert stall.holder.thread == "greedy"
+    assert stall.holder.native_id == thread.native_id
+    assert stall.holder.culprit is not None
+    assert stall.holder.culprit.function == "keep_the_gil"
+    assert stall.holder.culprit.code == 're.match(r"(a+)+$", "a" * 24 + "b")'
+
+
+def wait_for_rlock() -> Callable[[], None]:
+    lock = threading.RLock()
+    taken = threading.Event()
+
+    def own() -> None:
+        with lock:
+            taken.set()
+            time.sleep(LONG)
+
+    def wait() -> None:
+        threading.Thread(target=own, name="owner").start()
+        taken.wait()
+        with lock:
+            pass
+
+    return wait
+
+
+def wait_for_thread() -> Callable[[], None]:
+    def work() -> None:
+        time.sleep(LONG)
+
+    def wait() -> None:
+        thread = threading.Thread(target=work, name="owner")
+        thread.start()
+        thread.join()
+
+    return wait
+
+
+def wait_for_future() -> Callable[[], None]:
+    def work() -> None:
+        time.sleep(LONG)
+
+    def wait() -> None:
+        with ThreadPoolExecutor(1, thread_name_prefix="owner") as pool:
+            pool.submit(work).result()
+
+    return wait
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize(
+    "case, function",
+    [(wait_for_rlock, "own"), (wait_for_thread, "work"), (wait_for_future, "work")],
+    ids=["rlock", "join", "future"],
+)
+def test_the_owner_of_what_is_waited_for_is_named(
+    case: Callable[[], Callable[[], None]], function: str, loop: str
+) -> None:
+    guard = loopguard.install(budget=BUDGET, log=False)
+    wait = case()
+
+    async def main() -> None:
+        await asyncio.sleep(REST)
+        wait()
+        await asyncio.sleep(REST)
+
+    run(main(), loop)
+    stall = one_stall(guard)
+    assert stall.cause == "lock"
+    assert stall.holder is not None
+    assert stall.holder.thread.startswith("owner")
+    assert stall.holder.culprit is not None
+    assert stall.holder.culprit.function.endswith(function)
+    assert stall.holder.culprit.code == "time.sleep(LONG)"
+
+
+def test_of_a_plain_lock_nobody_is_named() -> None:
+    lock = threading.Lock()
+    lock.acquire()
+
+    def work() -> None:
+        lock.acquire()
+
+    with blocked(work, lock.release) as thread:
+        frame = thread.frame
+        assert owner_of(frame, frame.f_lasti, {}) is None
