@@ -11,7 +11,7 @@ import loopguard
 from loopguard.evidence import Iteration, Look
 from loopguard.explain.crowd import contributors_of
 from loopguard.watch.detector import find_congestion
-from tests.evidence import MS, beat, frame, held, look
+from tests.evidence import MS, beat, frame, held, idle, look
 from tests.holding import BUDGET, LOOPS, REST, run, told
 
 pytestmark = pytest.mark.core
@@ -57,6 +57,11 @@ def test_where_the_iteration_is_not_known_it_has_lasted_since_the_beat_was_due()
 def test_one_callback_alone_is_no_crowd() -> None:
     alone = [look(at, key="a", iteration=turn(5, 0)) for at in range(55, 400, 10)]
     assert find_congestion(beat(400), alone, LIMIT) == []
+
+
+def test_a_late_beat_without_any_look_is_none() -> None:
+    assert find_congestion(beat(400), [], LIMIT) == []
+    assert find_congestion(beat(400), [idle(100), idle(300)], LIMIT) == []
 
 
 def test_what_the_system_withheld_does_not_count() -> None:

@@ -75,9 +75,9 @@ def find_congestion(beat: LateBeat, looks: Sequence[Look], limit_ns: int) -> lis
     """
     seen = [look for look in looks if look.key is not None]
     turns = [tuple(turn) for _, turn in groupby(seen, key=_turn)]
-    ends = [turn[0].at_ns for turn in turns[1:]] + [beat.at_ns]
+    ends = [*(turn[0].at_ns for turn in turns[1:]), beat.at_ns]
     found = []
-    for turn, end in zip(turns, ends, strict=True):
+    for turn, end in zip(turns, ends, strict=False):
         began = turn[0].iteration
         start, error = beat.due_ns, (beat.due_ns - beat.last_ns) // 2
         if began is not None and beat.last_ns <= began.started_ns <= turn[0].at_ns:
