@@ -84,7 +84,7 @@ class Observer:
             other = self.others.busiest(frames, subject.thread_id)
         if not stack or frame is None:
             idle = Look(asked_ns=asked_ns, at_ns=at_ns, key=None, stack=(), other=other)
-            return probed.looks(dumps(), idle, subject.base_depth, [])
+            return probed.before(idle, dumps(), subject.base_depth, [])
         began = None if read_iteration is None else read_iteration(run_once)
         cpu_ns = thread_cpu_ns(subject.native_id) if self.cpu_clock else None
         callee = callee_of(frame, stack[0].lasti)
@@ -110,7 +110,7 @@ class Observer:
             owner=owner,
         )
         del run_once
-        return probed.looks(dumps(), look, subject.base_depth, standing)
+        return probed.before(look, dumps(), subject.base_depth, standing)
 
     def too_late(self, subject: Subject, asked_ns: int, over_ns: int) -> Look:
         """What is left to see where all was over, at `over_ns`, before there was time to look."""

@@ -21,8 +21,8 @@ _OTHERS = (
 )  # fmt: skip
 
 
-Standing = tuple[FrameType, RawFrame]
-"""A frame of the thread, and where it was when the watchdog looked."""
+Standing = tuple[FrameType | None, RawFrame]
+"""A frame of the thread, if it is at hand, and where it was when the watchdog looked."""
 
 
 class Resolved(NamedTuple):

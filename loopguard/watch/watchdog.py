@@ -215,7 +215,8 @@ class Watchdog:
     def _look(self, watch: _Watch) -> list[Look]:
         """A look, if the loop is overdue. Nothing here may let the GIL go before it."""
         heart = watch.heart
-        self._arm_probe(heart, 0)
+        # Served: from now on anew. Never disarmed, for native code may get the GIL before this is over.
+        self._arm_probe(heart, self._shared.pace.probe_ns)
         asked = max(watch.next_ns, heart.due_ns + self._shared.pace.slack_ns)
         subject = heart.subject
         if heart.late and subject is not None and not watch.looks:
@@ -272,7 +273,7 @@ class Watchdog:
             beat = watch.heart.late[0]
             looks = [look for look in watch.looks if beat.last_ns <= look.at_ns <= beat.at_ns]
             watch.looks = [look for look in watch.looks if look.at_ns > beat.at_ns]
-            looks = self._missed(watch.heart, beat, looks) + looks
+            looks = self._with_missed(watch.heart, beat, looks)
             try:
                 if not self._paused and beat.last_ns >= self._resumed_ns:
                     held_at_all = self._stalls_in(beat, looks)
@@ -282,13 +283,12 @@ class Watchdog:
                 watch.early.clear()
                 watch.heart.late.popleft()
 
-    def _missed(self, heart: Heartbeat, beat: LateBeat, looks: list[Look]) -> list[Look]:
-        """What the probe saw before any look was taken."""
-        until_ns = looks[0].at_ns if looks else beat.at_ns
-        dumps = self._dumps_of(heart, beat.last_ns, until_ns)
-        asked_ns = min(beat.due_ns + self._shared.pace.slack_ns, until_ns)
+    def _with_missed(self, heart: Heartbeat, beat: LateBeat, looks: list[Look]) -> list[Look]:
+        """The looks with what the probe saw beside them."""
+        dumps = self._dumps_of(heart, beat.last_ns, beat.at_ns)
+        overdue_ns = min(beat.due_ns + self._shared.pace.slack_ns, beat.at_ns)
         depth = 0 if heart.subject is None else heart.subject.base_depth
-        return probed.missed(dumps, asked_ns, until_ns, depth)
+        return probed.among(looks, dumps, overdue_ns, beat.at_ns, depth)
 
     def _stalls_in(self, beat: LateBeat, looks: list[Look]) -> list[Held]:
         return find_stalls(beat, looks, self.budget_ns, int(sys.getswitchinterval() * 1e9))
