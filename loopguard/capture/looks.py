@@ -14,6 +14,7 @@ from typing import Any
 from loopguard.capture import iteration, probed, stacks, system_calls
 from loopguard.capture.callee import callee_of
 from loopguard.capture.clocks import thread_cpu_ns
+from loopguard.capture.collector import CollectorClock
 from loopguard.capture.contexts import ContextReader
 from loopguard.capture.others import OtherThreads
 from loopguard.capture.owners import owner_of
@@ -23,7 +24,7 @@ from loopguard.evidence import ActiveRequest, Iteration, Look, OtherThread, RawF
 
 _KEPT_WAITING_NS = 20_000_000
 _HEARTBEAT = "loopguard.watch.heartbeat"
-_COLLECTOR = "loopguard.capture.collector"
+_ON_COLLECTION = CollectorClock._on_collection.__code__
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,8 @@ class Observer:
         at_ns = monotonic_ns()
         frames = sys._current_frames()
         frame = frames.get(subject.thread_id)
+        if frame is not None and frame.f_code is _ON_COLLECTION:
+            frame = frame.f_back  # ours: the collector ran in what this one called
         task = asyncio.current_task(subject.loop)
         live = self.contexts.running(subject.context_address, task)
         context = None if live is None else live.copy()
@@ -132,10 +135,6 @@ def _callback(stack: list[RawFrame], subject: Subject) -> list[RawFrame]:
     if depth and (len(stack) < depth or stack[-depth].code is not subject.base_code):
         return []
     callback = stack[: len(stack) - depth]
-    while (
-        callback and callback[0].module == _COLLECTOR
-    ):  # we are called in the midst of a collection
-        del callback[0]
     # Our own heartbeat: what held the loop is over.
     return [] if callback and callback[-1].module == _HEARTBEAT else callback
 
