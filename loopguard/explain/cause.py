@@ -225,10 +225,10 @@ def _importing(held: Held) -> float:
     weighed = weigh(held)
     total = sum(weight for _, weight in weighed)
     importing = sum(
-        weight for look, weight in weighed if any(_imports(frame) for frame in look.stack)
+        weight for look, weight in weighed if any(imports(frame) for frame in look.stack)
     )
     return importing / total if total else 0.0
 
 
-def _imports(frame: RawFrame) -> bool:
+def imports(frame: RawFrame) -> bool:
     return frame.code.co_filename.startswith("<frozen importlib._bootstrap")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from loopguard.config import Config
 from loopguard.evidence import Held, Incident, OtherThread, RawFrame, Wait
 from loopguard.explain import paths
+from loopguard.explain.advice import advise
 from loopguard.explain.call import call_on_line
 from loopguard.explain.cause import cause_of, cpu_seconds, gc_seconds, in_the_way, wait_of
 from loopguard.explain.consensus import agree
@@ -94,7 +95,7 @@ class Explainer:
             delayed_complete=None,
             in_flight=incident.in_flight,
             open_connections=None,
-            advice=None,
+            advice=advise(cause, call, blamed),
             fingerprint=fingerprint_of(
                 culprit, call, contributors[0].name if contributors else cause
             ),
