@@ -126,7 +126,8 @@ def test_it_shows_the_line_also_where_other_threads_are_quicker_to_get_the_gil()
     async def main() -> None:
         await asyncio.sleep(REST)
         for thread in threads:
-            thread.start()
+            thread.start()  # waits for the GIL itself
+        await asyncio.sleep(2 * REST)
         try:
             for _ in range(3):
                 searches()

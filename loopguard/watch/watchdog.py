@@ -203,11 +203,13 @@ class Watchdog:
             if watch is None:
                 continue
             seen = self._look(watch)
-            if seen:
-                starved = (own_delay.read() or 0) - delay
-                waits = voluntary_switches() - switches
-                for look in _share(seen, waits, starved):
-                    watch.add(look)
+            waits = voluntary_switches() - switches
+            starved = (own_delay.read() or 0) - delay
+            for look in _share(seen, waits, starved):
+                for each in _with_what_went_on(look, watch.looks):
+                    watch.add(each)
+            self._look_back(watch, seen, waits, starved)
+            if seen and not watch.heart.late:
                 self._tell_early(watch, watch.looks[-1])
             self._judge(watch)
             self._plan(alarm, watch)
@@ -219,10 +221,6 @@ class Watchdog:
         self._arm_probe(heart, self._shared.pace.probe_ns)
         asked = max(watch.next_ns, heart.due_ns + self._shared.pace.slack_ns)
         subject = heart.subject
-        if heart.late and subject is not None and not watch.looks:
-            beat = heart.late[-1]
-            asked = min(max(watch.next_ns, beat.due_ns + self._shared.pace.slack_ns), beat.at_ns)
-            return [self._observer.too_late(subject, asked, beat.at_ns)]
         if heart.stopped or heart.late or self._paused or subject is None or monotonic_ns() < asked:
             return []
         if not heart.loop.is_running():
@@ -233,6 +231,20 @@ class Watchdog:
         heart.note_run_delay()
         dumps = partial(self._dumps_of, heart, heart.last_ns, monotonic_ns())
         return self._observer.look(subject, asked, watch.read_iteration, dumps)
+
+    def _look_back(self, watch: _Watch, seen: list[Look], gil_waits: int, starved_ns: int) -> None:
+        """Add what is known of the time that the watchdog then waited for the GIL: to look at all, or in mid-look."""
+        heart = watch.heart
+        if heart.subject is None or not (seen or heart.late):
+            return
+        over = heart.late[-1].at_ns if heart.late else monotonic_ns()
+        due = heart.late[-1].due_ns if heart.late else heart.due_ns
+        asked = seen[-1].at_ns if seen else max(watch.next_ns, due + self._shared.pace.slack_ns)
+        if asked < over:
+            too_late = self._observer.too_late(heart.subject, asked, over)
+            too_late = replace(too_late, gil_waits=gil_waits, starved_ns=starved_ns)
+            for look in _what_went_on(too_late, watch.looks):
+                watch.add(look)
 
     def _dumps_of(self, heart: Heartbeat, begin_ns: int, end_ns: int) -> list[Dump]:
         """What the probe saw in that time, if no other loop was late: a dump does not say of which it is."""
@@ -346,6 +358,30 @@ class Watchdog:
             watch.read_iteration = iteration.uvloop_reader(loop, self._layout)
         elif isinstance(loop, asyncio.BaseEventLoop):
             watch.read_iteration = iteration.from_run_once
+
+
+def _with_what_went_on(look: Look, looks: list[Look]) -> list[Look]:
+    """A look at a loop in no callback, with what went on before it; any other as it is."""
+    if look.key is not None or not looks:
+        return [look]
+    return [*_what_went_on(look, looks), replace(look, asked_ns=look.at_ns, gil_waits=0)]
+
+
+def _what_went_on(too_late: Look, looks: list[Look]) -> list[Look]:
+    """What is known of the time until a look that came too late.
+
+    While the watchdog was kept from the GIL, the callback that it saw last cannot have come to its end and others to
+    theirs: another thread kept the GIL, or one native call did. Where it stood then was not seen.
+    """
+    switch_ns = int(sys.getswitchinterval() * 1e9)
+    waited_ns = too_late.late_ns - too_late.starved_ns
+    if not looks:
+        return [too_late]
+    if waited_ns < 4 * switch_ns or too_late.gil_waits * switch_ns < waited_ns // 2:
+        return []
+    last, at_ns = looks[-1], too_late.at_ns - 2 * switch_ns
+    went_on = replace(too_late, at_ns=at_ns, key=last.key, iteration=last.iteration)
+    return [replace(went_on, request=last.request, serves=last.serves)]
 
 
 def _share(looks: list[Look], gil_waits: int, starved_ns: int) -> list[Look]:
