@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from loopguard.evidence import Callee, Held, Wait
+from loopguard.evidence import Callee, Held, OtherThread, Wait
 from loopguard.explain.cause import cause_of, cpu_seconds, gc_seconds, wait_of
-from tests.evidence import BUDGET, SWITCH, WORK, frame, held, idle, look
+from tests.evidence import BUDGET, MS, STACK, SWITCH, WORK, frame, held, idle, look
 
 pytestmark = pytest.mark.core
 
@@ -186,8 +186,16 @@ def test_a_watchdog_that_polls_and_so_comes_late_is_no_sign_of_a_suspended_proce
 
 def test_in_no_callback_while_another_thread_keeps_the_gil_is_gil_wait() -> None:
     """The loop woke, and waits for the GIL to go on."""
-    seen = [look(399, late=340, gil_waits=68, key=None, stack=())]
+    busy = OtherThread("greedy", 4711, STACK, 330 * MS, 0)
+    seen = [look(399, late=340, gil_waits=68, key=None, stack=(), other=busy)]
     assert cause(held(seen)) == "gil_wait"
+
+
+def test_where_no_other_thread_computed_who_kept_the_gil_is_unknown() -> None:
+    idler = OtherThread("idler", 4711, STACK, 30 * MS, 0)
+    for other in (None, idler):
+        seen = [look(399, late=340, gil_waits=68, key=None, stack=(), other=other)]
+        assert cause(held(seen)) == "unknown"
 
 
 def test_in_no_callback_for_no_reason_that_shows_is_unknown() -> None:
