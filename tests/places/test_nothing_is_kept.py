@@ -127,7 +127,6 @@ async def drive(app: Any, kinds: tuple[str, ...], watch: Callable[[Scope], None]
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_hundred_thousand_requests_leave_nothing_in_the_table(loop: str) -> None:
     """Served, failed, cancelled, and WebSockets; a stall among them, which keeps its request while it is told."""

@@ -68,7 +68,7 @@ class Setup:
 
 SETUPS = [
     pytest.param(Setup("structlog_console"), id="structlog_console"),
-    pytest.param(Setup("structlog_json"), id="structlog_json", marks=pytest.mark.core),
+    pytest.param(Setup("structlog_json"), id="structlog_json"),
     pytest.param(
         Setup("structlog_json", loop="uvloop", install="lifespan"),
         id="structlog_json-uvloop-lifespan",
@@ -83,7 +83,7 @@ SETUPS = [
         )
     ),
     pytest.param(Setup("opentelemetry", tenant=False), id="opentelemetry"),
-    pytest.param(Setup("nothing", tenant=False), id="nothing", marks=pytest.mark.core),
+    pytest.param(Setup("nothing", tenant=False), id="nothing"),
     pytest.param(Setup("nothing", install="lifespan", tenant=False), id="nothing-lifespan"),
 ]
 
