@@ -46,7 +46,7 @@ def resolve(dump: Dump, live: list[Standing]) -> Resolved:
     seen = list(reversed(dump.frames))
     pairs = zip(seen, reversed(live), strict=False) if dump.whole else ()
     standing = list(takewhile(lambda pair: _is(pair[0], pair[1][1].code), pairs))
-    stack = [_standing(known, raw) for known, (_, raw) in standing]
+    stack = [_standing(known, raw, known is seen[-1]) for known, (_, raw) in standing]
     stack += [_gone(lost) for lost in seen[len(standing) :]]
     innermost = standing[-1][1] if len(standing) == len(seen) else None
     return Resolved(
@@ -57,13 +57,17 @@ def resolve(dump: Dump, live: list[Standing]) -> Resolved:
     )
 
 
-def _standing(seen: SeenFrame, raw: RawFrame) -> RawFrame:
-    """Where the frame was when the watchdog looked, if that is what the probe saw; it may have gone on meanwhile."""
+def _standing(seen: SeenFrame, raw: RawFrame, innermost: bool) -> RawFrame:
+    """Where the frame was when the watchdog looked, if that is what the probe saw; it may have gone on meanwhile.
+
+    To take code apart costs a millisecond, with the GIL: so only where the frame is on another line by now, or is the
+    innermost and at an instruction that runs no native code.
+    """
     code, lasti, module = raw
     on_line = any(
         start <= lasti < end and line == seen.line for start, end, line in code.co_lines()
     )
-    if on_line and dis.opname[code.co_code[lasti]] in _CALLS + _OTHERS:
+    if on_line and (not innermost or dis.opname[code.co_code[lasti]] in _CALLS + _OTHERS):
         return raw
     return RawFrame(code, instruction_on(code, seen.line), module)
 
