@@ -107,7 +107,9 @@ def test_it_shows_the_line_that_keeps_the_gil(function: Callable[[], object], lo
     [stall] = stalls(guard)
     assert stall.culprit is not None
     assert (stall.culprit.function, stall.culprit.line) == (function.__name__, line_of(function))
-    assert stall.cause == "gil_hold"
+    # On 3.11 our callback in gc.callbacks lets the GIL go inside native code that allocates.
+    lets_go = function is loads and sys.version_info < (3, 12)
+    assert stall.cause == "gil_hold" or (lets_go and stall.cause == "cpu")
     assert stall.call == CASES[function]
 
 
@@ -365,7 +367,7 @@ def test_a_frame_that_nobody_knows_keeps_file_line_and_name() -> None:
     [dump] = parse('Stack (most recent call first):\n  File "/gone.py", line 40 in lost\n', 0)
     [frame] = resolve(dump, []).stack
     assert (frame.code.co_filename, frame.code.co_name) == ("/gone.py", "lost")
-    assert [line for *_, line in frame.code.co_lines() if line] == [40]
+    assert {line for *_, line in frame.code.co_lines() if line} == {40}
 
 
 def test_of_a_line_the_call_is_suspected_and_only_a_single_one_is_certain() -> None:

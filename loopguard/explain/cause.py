@@ -104,10 +104,13 @@ def in_the_way(held: Held, cause: Cause) -> OtherThread | None:
 
 
 def _another_computed(held: Held, switch_ns: int) -> bool:
-    """Whether another thread computed for most of the time that the watchdog was kept from the GIL."""
+    """Whether another thread computed for much of the time that the watchdog was kept from the GIL.
+
+    A quarter will do: on a busy machine a thread that keeps the GIL has to wait for a CPU itself.
+    """
     other = in_the_way(held, "gil_wait")
     starved = sum(_starved_of_gil(look, switch_ns) for look in held.looks)
-    return other is not None and other.cpu_ns >= _HALF * starved
+    return other is not None and other.cpu_ns >= starved / 4
 
 
 def wait_of(held: Held) -> tuple[Wait | None, Callee | None, tuple[RawFrame, ...]]:
