@@ -83,16 +83,17 @@ def guarded(app: Starlette) -> Contestant:
     threads, callbacks, links = threading.enumerate(), list(gc.callbacks), list(chain(app))
     guard = loopguard.install(app)
     heart = next(each for each in gc.get_objects() if isinstance(each, Heartbeat))
-    holder = next(outer for outer, inner in itertools.pairwise(chain(app)) if inner not in links)
-    layer = holder.app
+    layer = next(link for link in chain(app) if link not in links)
+    inside = [(link, "app") for link in chain(app) if getattr(link, "app", None) is layer]
+    holder, place = (*inside, (app, "middleware_stack"))[0]
     on_collection = [callback for callback in gc.callbacks if callback not in callbacks]
 
     def enter() -> None:
-        holder.app = layer
+        setattr(holder, place, layer)
         gc.callbacks.extend(on_collection)
 
     def leave() -> None:
-        holder.app = layer.app
+        setattr(holder, place, layer.app)
         for callback in on_collection:
             gc.callbacks.remove(callback)
 
