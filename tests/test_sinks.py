@@ -24,8 +24,6 @@ from loopguard.tell import outlet
 from tests.holding import BUDGET, changes_since, hold, left_in_process, run
 from tests.threads import strike, wait_until
 
-pytestmark = pytest.mark.core
-
 ROOT = Path(__file__).resolve().parents[1]
 SDK = importlib.util.find_spec("opentelemetry.sdk") is not None
 SINKS = [
