@@ -37,6 +37,13 @@ def test_an_iteration_over_its_limit_is_held_together() -> None:
     assert (found.start_ns, found.end_ns) == (5 * MS, 400 * MS)
 
 
+def test_behind_a_beat_of_its_own_iteration_it_starts_at_that_beat() -> None:
+    """uvloop's timers come first in an iteration, and the beat is one."""
+    [found] = find_congestion(beat(400), crowd(-0.3, range(55, 400, 10)), LIMIT)
+    assert (found.start_ns, found.end_ns) == (0, 400 * MS)
+    assert found.error_ns < 5 * MS
+
+
 def test_an_iteration_within_its_limit_is_none() -> None:
     assert find_congestion(beat(190), crowd(5, range(55, 190, 10)), LIMIT) == []
 

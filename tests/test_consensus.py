@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from loopguard.evidence import RawFrame
 from loopguard.explain.consensus import Verdict, agree, weigh
 from loopguard.explain.ownership import Ownership
 from tests.evidence import frame, held, look
@@ -93,3 +94,19 @@ def test_a_recursive_function_is_blamed_at_its_innermost_frame() -> None:
     assert found is not None
     assert found.place == 1
     assert found.confidence == 1.0
+
+
+def entered(function: str, module: str) -> RawFrame:
+    """A frame whose function was called, and has done nothing yet."""
+    frame_in_it = frame(function, module)
+    return frame_in_it._replace(lasti=0)
+
+
+def test_a_function_that_was_only_just_called_leaves_the_blame_to_its_caller() -> None:
+    found = verdict(look(100, stack=(entered("quick", "app"), OWN, ENGINE)))
+    assert found is not None
+    assert found.look.stack[found.place] is OWN
+
+
+def test_a_callback_that_was_only_just_called_is_blamed_itself() -> None:
+    assert culprit(verdict(look(100, stack=(entered("tick", "app"), ENGINE)))) == "tick"

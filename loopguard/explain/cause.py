@@ -88,6 +88,8 @@ def _unseen_cause(held: Held, starved: float, computed: bool, switch_ns: int) ->
     """Of a time in which no look saw the thread in any callback."""
     if starved < _HALF:
         return "unknown"
+    if held.beat.gc_ns >= _HALF * (held.end_ns - held.start_ns):
+        return "gc"
     if computed:
         return "gil_hold"
     return "gil_wait" if _another_computed(held, switch_ns) else "unknown"

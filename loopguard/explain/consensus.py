@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
@@ -109,6 +110,18 @@ def _functions(look: Look, rule: Callable[[RawFrame], bool]) -> dict[Hashable, i
     """The functions on the stack that the rule allows, each with the index of its innermost frame."""
     found: dict[Hashable, int] = {}
     for index, frame in enumerate(look.stack):
+        if index == 0 and _just_called(frame) and any(map(rule, look.stack[1:2])):
+            continue
         if frame.code not in found and rule(frame):
             found[frame.code] = index
     return found
+
+
+def _just_called(frame: RawFrame) -> bool:
+    """Whether it has not done anything yet: calls are where the GIL is handed over, and looks are taken.
+
+    Of many calls to a function that is quick, all looks would show its head.
+    """
+    code = frame.code.co_code
+    at = max(frame.lasti, 0)
+    return dis.opname[code[at]] == "RESUME" and code[at + 1] == 0

@@ -80,8 +80,9 @@ def find_congestion(beat: LateBeat, looks: Sequence[Look], limit_ns: int) -> lis
     for turn, end in zip(turns, ends, strict=False):
         began = turn[0].iteration
         start, error = beat.due_ns, (beat.due_ns - beat.last_ns) // 2
-        if began is not None and beat.last_ns <= began.started_ns <= turn[0].at_ns:
-            start, error = began.started_ns, began.error_ns
+        if began is not None and began.started_ns <= turn[0].at_ns:
+            # The last beat may have been the first callback of this iteration.
+            start, error = max(began.started_ns, beat.last_ns), began.error_ns
         if len({look.key for look in turn}) > 1 and end - start - _withheld(beat) >= limit_ns:
             found.append(
                 Held(start, max(error, _least_error(beat)), end, turn, beat, together=True)
