@@ -12,8 +12,6 @@ import pytest
 
 from loopguard.exempt import allow_blocking, matches, reason_in
 
-pytestmark = pytest.mark.core
-
 
 def reason() -> str | None:
     return reason_in(copy_context())

@@ -32,8 +32,6 @@ from tests.holding import (
     told,
 )
 
-pytestmark = pytest.mark.core
-
 ROOT = Path(__file__).parent.parent
 
 
