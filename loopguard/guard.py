@@ -72,7 +72,7 @@ class Guard:
         self._on_uninstall = on_uninstall
         if self._config.enabled:
             # The threads first: where the system grants none, nothing is patched yet.
-            self._engine = _Engine(self._config)
+            self._engine = _Engine(self._config, self._apps)
             self._engine.start()
             self._hook.install()
             self._say_farewell()
@@ -125,9 +125,9 @@ class Guard:
         self._hook.uninstall()
         for app in self._apps:
             app.leave()
-        self._apps.clear()
         if self._engine is not None:
-            self._engine.stop()
+            self._engine.stop()  # the last stalls still want their routes
+        self._apps.clear()
         self._forked = False
         if self._farewell is not None:
             self._farewell.cancel()
@@ -163,7 +163,7 @@ class Guard:
     def revive(self) -> None:
         """Guard a forked child anew."""
         if self.dormant:
-            self._engine = _Engine(self._config)
+            self._engine = _Engine(self._config, self._apps)
             for app in self._apps:
                 self._engine.follow(app)
             self._engine.start()
@@ -201,8 +201,8 @@ class Guard:
 class _Engine:
     """All parts of a running guard, wired together."""
 
-    def __init__(self, config: Config) -> None:
-        self._apps: list[App] = []
+    def __init__(self, config: Config, apps: list[App]) -> None:
+        self._apps = apps
         self._config = config
         self._identity = Identity()
         self._requests = RequestTable()
@@ -291,7 +291,6 @@ class _Engine:
         self._collector.stop()
 
     def follow(self, app: App) -> None:
-        self._apps.append(app)
         app.enter(self._requests, self._lifespan, self.reporter.trouble)
 
     def reconfigure(self, config: Config) -> None:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import loopguard
+from loopguard.capture.callee import callee_of
 from loopguard.capture.owners import owner_of
 from loopguard.record import Stall
 from tests.holding import BUDGET, LONG, LOOPS, REST, run, told
@@ -145,4 +146,4 @@ def test_of_a_plain_lock_nobody_is_named() -> None:
 
     with blocked(work, lock.release) as thread:
         frame = thread.frame
-        assert owner_of(frame, frame.f_lasti, {}) is None
+        assert owner_of(frame, frame.f_lasti, callee_of(frame, frame.f_lasti), {}) is None

@@ -26,7 +26,7 @@ from loopguard.capture.variables import UNKNOWN, local
 from loopguard.evidence import Callee
 
 _LONGEST = 16_000  # bytes of code: a longer function takes a tenth of a second to take apart
-_CALLS = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "PRECALL"}
+CALLS = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "PRECALL"}
 _ENTERS = {"BEFORE_WITH", "LOAD_SPECIAL"}
 _PLUMBING = {"CACHE", "PUSH_NULL", "NOP", "EXTENDED_ARG", "KW_NAMES", "COPY", "RESUME"}
 _ROOTS = {
@@ -96,7 +96,7 @@ def _path_at(code: CodeType, lasti: int) -> _Path | None:
 
     By PEP 657 they begin in the column where the call begins, and each is longer than the one before it.
     """
-    if len(code.co_code) > _LONGEST or dis.opname[code.co_code[lasti]] not in _CALLS | _ENTERS:
+    if len(code.co_code) > _LONGEST or dis.opname[code.co_code[lasti]] not in CALLS | _ENTERS:
         return None
     instructions = [item for item in dis.get_instructions(code) if item.offset <= lasti]
     if instructions[-1].opname in _ENTERS:

@@ -91,8 +91,7 @@ class Observer:
         began = None if read_iteration is None else read_iteration(run_once)
         cpu_ns = thread_cpu_ns(subject.native_id) if self.cpu_clock else None
         callee = callee_of(frame, stack[0].lasti)
-        owner = owner_of(frame, stack[0].lasti, frames)
-        del frames
+        owner = owner_of(frame, stack[0].lasti, callee, frames)
         wait = self._wait(subject, frame, stack[0].lasti)
         name, coroutine = _describe(task)
         look = Look(
@@ -112,7 +111,6 @@ class Observer:
             other=other,
             owner=owner,
         )
-        del run_once
         return probed.before(look, dumps(), subject.base_depth, standing)
 
     def too_late(self, subject: Subject, asked_ns: int, over_ns: int) -> Look:

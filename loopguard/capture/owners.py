@@ -12,7 +12,7 @@ from typing import Any
 from loopguard.capture import stacks
 from loopguard.capture.callee import receiver_of
 from loopguard.capture.variables import UNKNOWN, local
-from loopguard.evidence import OtherThread
+from loopguard.evidence import Callee, OtherThread
 
 _OWNER = re.compile(r"owner=(\d+) ")
 _RLOCK: type = type(threading.RLock())
@@ -31,7 +31,9 @@ _RESULTS = {
 _WORK = _code(concurrent.futures.thread._WorkItem.run)  # private: CPython 3.11 to 3.15
 
 
-def owner_of(frame: FrameType, lasti: int, frames: dict[int, FrameType]) -> OtherThread | None:
+def owner_of(
+    frame: FrameType, lasti: int, callee: Callee | None, frames: dict[int, FrameType]
+) -> OtherThread | None:
     """The thread that the innermost frames wait for; None where that cannot be known.
 
     A thread that is joined, one that owns an RLock, a pool's thread that works out a future. Of a plain lock nobody
@@ -45,6 +47,8 @@ def owner_of(frame: FrameType, lasti: int, frames: dict[int, FrameType]) -> Othe
         if code in _RESULTS:
             return _thread(_worker_on(local(inner, "self"), frames), frames)
         inner = inner.f_back
+    if callee is None or callee.owner is not _RLOCK:
+        return None
     return _thread(_owner_of_lock(receiver_of(frame, lasti)), frames)
 
 

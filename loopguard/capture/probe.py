@@ -2,7 +2,7 @@
 
 A POSIX timer on the CPU clock of a loop's thread sends that thread a real-time signal, and faulthandler writes the
 stack, without the GIL, into a file in memory. The clock only runs while the thread computes, and whoever is served in
-time disarms it, so it goes off only inside native code that keeps the GIL. That is what makes it safe: faulthandler
+time arms it anew, so it goes off only inside native code that keeps the GIL. That is what makes it safe: faulthandler
 may crash where it interrupts bytecode.
 """
 
@@ -19,6 +19,7 @@ import time
 from typing import Any, NamedTuple
 
 from loopguard.capture.clocks import thread_clock
+from loopguard.capture.timer_spec import TimerSpec
 
 _SIGEV_THREAD_ID = 4  # linux/signal.h
 _POINTER = ctypes.sizeof(ctypes.c_void_p)
@@ -51,17 +52,6 @@ class _Event(ctypes.Structure):
         ("notify", ctypes.c_int),
         ("thread_id", ctypes.c_int),
         ("pad", ctypes.c_int * 11),
-    )
-
-
-class _Spec(ctypes.Structure):
-    """struct itimerspec of timer_settime(2)."""
-
-    _fields_ = (
-        ("interval_s", ctypes.c_long),
-        ("interval_ns", ctypes.c_long),
-        ("s", ctypes.c_long),
-        ("ns", ctypes.c_long),
     )
 
 
@@ -121,7 +111,7 @@ class Probe:
         )
 
     def read(self) -> list[Dump]:
-        """What was written since this was called last; the file is empty then. With no timer armed."""
+        """What was written since this was called last; the file is empty then."""
         if self._identify() != self._identity:
             return []
         status = os.fstat(self._file)
@@ -189,7 +179,7 @@ class Probe:
 
 
 class ProbeTimer:
-    """Goes off once the thread has spent some time on a CPU unless it is armed anew, or disarmed, before."""
+    """Goes off once the thread has spent some time on a CPU unless it is armed anew before."""
 
     __slots__ = ("_library", "_probe", "_reference", "_spec", "_timer")
 
@@ -197,16 +187,16 @@ class ProbeTimer:
         self._probe = probe
         self._library = library
         self._timer: ctypes.c_void_p | None = timer
-        self._spec = _Spec()
+        self._spec = TimerSpec()
         self._reference = ctypes.byref(self._spec)
 
     def arm(self, cpu_ns: int) -> None:
-        """Go off when the thread has computed for so long from now; never where it is 0."""
+        """Go off when the thread has computed for so long from now; never once signal or file are a stranger's."""
         if self._timer is None:
             return
-        if cpu_ns and not self._probe.is_ours():
+        if not self._probe.is_ours():
             cpu_ns = 0
-        self._spec.s, self._spec.ns = divmod(cpu_ns, 1_000_000_000)
+        self._spec.at(cpu_ns)
         self._library.timer_settime(self._timer, 0, self._reference, None)
 
     def delete(self) -> None:

@@ -123,11 +123,7 @@ class Explainer:
     def _holder(self, thread: OtherThread | None) -> Holder | None:
         if thread is None:
             return None
-        rules = (self.ownership().library, self.ownership().plumbing)
-        frames = (
-            next((frame for frame in thread.stack if not rule(frame)), None) for rule in rules
-        )
-        culprit = next((frame for frame in frames if frame is not None), None)
+        culprit = self.ownership().own_frame(thread.stack)
         return Holder(
             thread=thread.name,
             native_id=thread.native_id,

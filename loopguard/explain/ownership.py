@@ -39,6 +39,16 @@ class Ownership:
     def plumbing(self, frame: RawFrame) -> bool:
         return _top(frame.module) in PLUMBING and self.library(frame)
 
+    def own_frame(self, stack: Iterable[RawFrame]) -> RawFrame | None:
+        """The innermost frame of the user's, of a stack with the innermost first.
+
+        Where there is none, the innermost that is no plumbing; None where all of it is.
+        """
+        frames = tuple(stack)
+        rules = (self.library, self.plumbing)
+        own = (next((each for each in frames if not rule(each)), None) for rule in rules)
+        return next((frame for frame in own if frame is not None), None)
+
     def _is_library(self, filename: str, package: str) -> bool:
         if package == "loopguard":
             return True

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Hashable
 from itertools import groupby
 
-from loopguard.evidence import Held, Look, RawFrame
+from loopguard.evidence import Held, RawFrame
 from loopguard.explain.consensus import weigh
 from loopguard.explain.ownership import Ownership
 from loopguard.explain.source import line_of
@@ -19,7 +19,11 @@ def phases_of(held: Held, ownership: Ownership) -> list[tuple[RawFrame, float]] 
 
     Lines that take turns, as those of a loop do, are no phases.
     """
-    seen = [(_own_frame(look, ownership), weight) for look, weight in weigh(held) if look.stack]
+    seen = [
+        (ownership.own_frame(look.stack) or look.stack[0], weight)
+        for look, weight in weigh(held)
+        if look.stack
+    ]
     total = sum(weight for _, weight in seen)
     seconds: defaultdict[Hashable, float] = defaultdict(float)
     frames: dict[Hashable, RawFrame] = {}
@@ -35,15 +39,6 @@ def phases_of(held: Held, ownership: Ownership) -> list[tuple[RawFrame, float]] 
         return None
     ranked = sorted(long, key=lambda key: -seconds[key])
     return [(frames[key], seconds[key] / total) for key in ranked]
-
-
-def _own_frame(look: Look, ownership: Ownership) -> RawFrame:
-    """The innermost frame of the user's; where there is none, the innermost that is no plumbing."""
-    for rule in (ownership.library, ownership.plumbing):
-        for frame in look.stack:
-            if not rule(frame):
-                return frame
-    return look.stack[0]
 
 
 def _line(frame: RawFrame) -> Hashable:

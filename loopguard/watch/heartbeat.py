@@ -56,8 +56,8 @@ class Watching:
     collector_ns: Callable[[], int]
     trouble: Callable[[BaseException], None]
     struck: Callable[[BaseException], None]
-    probe: Probe | None = None
-    note_others: Callable[[int], None] = lambda _now: None
+    probe: Probe | None
+    note_others: Callable[[int], None]
 
 
 class Heartbeat:

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from loopguard.capture.timer_spec import TimerSpec
+
 
 class Alarm(Protocol):
     """Goes off at a time of CLOCK_MONOTONIC; each call of `arm` replaces the one before it."""
@@ -45,17 +47,6 @@ class Alarms(Protocol):
         ...
 
 
-class _Spec(ctypes.Structure):
-    """struct itimerspec of timerfd_settime(2)."""
-
-    _fields_ = (
-        ("interval_s", ctypes.c_long),
-        ("interval_ns", ctypes.c_long),
-        ("s", ctypes.c_long),
-        ("ns", ctypes.c_long),
-    )
-
-
 _ABSOLUTE = 1  # TFD_TIMER_ABSTIME
 _CLOSE_ON_EXEC = (
     os.O_CLOEXEC if hasattr(os, "O_CLOEXEC") else 0
@@ -73,13 +64,13 @@ class _TimerFd:
         if self.fd < 0:
             raise OSError(ctypes.get_errno(), "timerfd_create")
         self._settime = library.timerfd_settime
-        self._spec = _Spec()
+        self._spec = TimerSpec()
         self._reference = ctypes.byref(self._spec)
 
     def arm(self, at_ns: int) -> None:
         # The loop's thread and the waiting one may both be here, and one arm with the other's time. Both are
         # soon, and the next heartbeat puts it right.
-        self._spec.s, self._spec.ns = divmod(at_ns, 1_000_000_000)
+        self._spec.at(at_ns)
         self._settime(self.fd, _ABSOLUTE, self._reference, None)
 
     def close(self) -> None:
