@@ -45,7 +45,10 @@ MAY_IMPORT: dict[str, set[str]] = {
 APART = {"integrations"}
 
 # What decides from data alone has no clock, thread, loop or network of its own.
-PURE = ("explain/", "watch/detector.py", "record.py", "evidence.py", "config.py", "tell/limits.py")
+PURE = (
+    *("explain/", "watch/detector.py", "watch/kept_waiting.py"),
+    *("record.py", "evidence.py", "config.py", "tell/limits.py"),
+)
 IMPURE = {
     *("asyncio", "concurrent", "ctypes", "multiprocessing", "select", "signal", "socket"),
     *("subprocess", "threading", "time"),

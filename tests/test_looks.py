@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from contextvars import Context
 from typing import Any
@@ -58,6 +60,29 @@ def test_a_look_at_a_thread_that_waits_sees_its_stack_callee_and_wait(pipe: Any)
     assert look.callee.function is os.read
     assert look.wait == Wait("read", "pipe")
     assert look.cpu_ns is not None
+
+
+def test_a_look_keeps_nothing_of_the_thread_alive(pipe: Any) -> None:
+    """Not until the next collection either: an application's objects go when it lets them go."""
+
+    class Local:
+        pass
+
+    held = list[weakref.ref[Local]]()
+
+    def work() -> None:
+        local = Local()
+        held.append(weakref.ref(local))
+        os.read(pipe[0], 1)
+
+    gc.disable()
+    try:
+        with blocked(work, lambda: os.write(pipe[1], b"x")) as thread:
+            look = observe(thread)
+        assert look.stack[0].code is work.__code__
+        assert held[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_a_wait_that_the_thread_got_into_while_it_was_asked_for_is_not_this_looks(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
@@ -71,6 +72,8 @@ class Observer:
         """
         at_ns = monotonic_ns()
         frames = sys._current_frames()
+        # Our own frame, which holds `frames`: a circle that would keep the user's objects until the next collection.
+        frames.pop(threading.get_ident(), None)
         frame = frames.get(subject.thread_id)
         if frame is not None and frame.f_code is _ON_COLLECTION:
             frame = frame.f_back  # ours: the collector ran in what this one called

@@ -24,6 +24,7 @@ from loopguard.lasting import LastingThread
 from loopguard.record import Phase
 from loopguard.watch.detector import find_congestion, find_stalls
 from loopguard.watch.heartbeat import Heartbeat, Pace, Watching
+from loopguard.watch.kept_waiting import share, what_went_on, with_what_went_on
 from loopguard.watch.loops import is_uvloop
 from loopguard.watch.timer import Alarm, Alarms
 
@@ -205,8 +206,8 @@ class Watchdog:
             seen = self._look(watch)
             waits = voluntary_switches() - switches
             starved = (own_delay.read() or 0) - delay
-            for look in _share(seen, waits, starved):
-                for each in _with_what_went_on(look, watch.looks, self.budget_ns):
+            for look in share(seen, waits, starved):
+                for each in with_what_went_on(look, watch.looks, self.budget_ns, _switch_ns()):
                     watch.add(each)
             self._look_back(watch, seen, waits, starved)
             if seen and not watch.heart.late:
@@ -243,7 +244,7 @@ class Watchdog:
         if asked < over:
             too_late = self._observer.too_late(heart.subject, asked, over)
             too_late = replace(too_late, gil_waits=gil_waits, starved_ns=starved_ns)
-            for look in _what_went_on(too_late, watch.looks, self.budget_ns):
+            for look in what_went_on(too_late, watch.looks, self.budget_ns, _switch_ns()):
                 watch.add(look)
 
     def _dumps_of(self, heart: Heartbeat, begin_ns: int, end_ns: int) -> list[Dump]:
@@ -303,7 +304,7 @@ class Watchdog:
         return probed.among(looks, dumps, overdue_ns, beat.at_ns, depth)
 
     def _stalls_in(self, beat: LateBeat, looks: list[Look]) -> list[Held]:
-        return find_stalls(beat, looks, self.budget_ns, int(sys.getswitchinterval() * 1e9))
+        return find_stalls(beat, looks, self.budget_ns, _switch_ns())
 
     def _incident(self, watch: _Watch, held: Held, ongoing: bool = False) -> Incident:
         subject = watch.heart.subject
@@ -360,42 +361,6 @@ class Watchdog:
             watch.read_iteration = iteration.from_run_once
 
 
-def _with_what_went_on(look: Look, looks: list[Look], budget_ns: int) -> list[Look]:
-    """A look at a loop in no callback, with what went on before it; any other as it is."""
-    if look.key is not None or not looks:
-        return [look]
-    return [*_what_went_on(look, looks, budget_ns), replace(look, asked_ns=look.at_ns, gil_waits=0)]
-
-
-def _what_went_on(too_late: Look, looks: list[Look], budget_ns: int) -> list[Look]:
-    """What is known of the time until a look that came too late.
-
-    Where another thread kept the GIL from the watchdog, it kept it from the callback too that had just been seen to
-    begin. One that had run for long may have come to its end before: of that nothing more is known.
-    """
-    switch_ns = int(sys.getswitchinterval() * 1e9)
-    waited_ns = too_late.late_ns - too_late.starved_ns
-    if not looks:
-        return [too_late]
-    if waited_ns < 4 * switch_ns or too_late.gil_waits * switch_ns < waited_ns // 2:
-        return []
-    last, at_ns = looks[-1], too_late.at_ns - 2 * switch_ns
-    seen = [look for look in looks if look.key == last.key]
-    other = 0 if too_late.other is None else too_late.other.cpu_ns
-    if last.at_ns - seen[0].at_ns > budget_ns // 2 or other < waited_ns // 4:
-        return []
-    went_on = replace(too_late, at_ns=at_ns, key=last.key, iteration=last.iteration)
-    return [replace(went_on, request=last.request, serves=last.serves)]
-
-
-def _share(looks: list[Look], gil_waits: int, starved_ns: int) -> list[Look]:
-    """Each look with its part of what the watchdog waited for, by how long it was waited."""
-    late_ns = sum(look.late_ns for look in looks) or 1
-    return [
-        replace(
-            look,
-            gil_waits=round(gil_waits * look.late_ns / late_ns),
-            starved_ns=starved_ns * look.late_ns // late_ns,
-        )
-        for look in looks
-    ]
+def _switch_ns() -> int:
+    """The interpreter's switch interval, which may be changed while it runs."""
+    return int(sys.getswitchinterval() * 1e9)
