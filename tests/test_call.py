@@ -65,7 +65,7 @@ class Made(metaclass=Meta):
         (Job.make, f"{__name__}.Job.make"),
         (MethodType(sorted, []), "builtins.sorted"),
     ],
-    ids=str,
+    ids=lambda given: given if isinstance(given, str) else type(given).__name__,
 )
 def test_a_callee_is_named_by_its_module_and_qualified_name(function: object, name: str) -> None:
     """`posix` is given as `os`, and `_io` as `io`."""

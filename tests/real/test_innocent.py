@@ -69,7 +69,8 @@ def test_innocent_traffic_is_never_reported(
     print(f"\n{loop}: {visits.total()} requests, {Counter(row['cause'] for row in records)}")
     truths = read_rows(server.truth)
     blamed = [record for record in records if record["cause"] != "not_scheduled"]
-    assert [record for record in blamed if not _overslept(record, truths)] == []
+    excused = [each for each in blamed if _overslept(each, truths) or _started(each, truths)]
+    assert [record for record in blamed if record not in excused] == []
     assert len(blamed) <= 1 + visits.total() // 500
 
 
@@ -79,6 +80,15 @@ def _overslept(record: Row, truths: list[Row]) -> bool:
     """
     lasted = [truth["left"] - truth["entered"] for truth in truths if belongs(record, truth)]
     return record["waited_on"] == "clock_nanosleep" and max(lasted, default=0) >= BUDGET
+
+
+def _started(record: Row, truths: list[Row]) -> bool:
+    """A child that was started, and nothing else ran: asyncio waits, on the loop, until the child has begun, and where
+    more processes want a CPU than there are, that takes its time. No false report either.
+    """
+    since, until = record["started_at"] + record["duration_error"], record["started_at"] + BUDGET
+    ran = [truth for truth in truths if truth["left"] > since and truth["entered"] < until]
+    return record["call"] == "asyncio.subprocess.create_subprocess_exec" and ran == []
 
 
 @contextmanager
