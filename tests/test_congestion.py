@@ -53,6 +53,23 @@ def test_two_iterations_within_their_limits_are_none() -> None:
     assert find_congestion(beat(320), looks, LIMIT) == []
 
 
+def test_it_ends_where_the_loop_was_seen_to_have_nothing_more_to_do() -> None:
+    """uvloop may wait for a beat that is long due: libuv's clock stood still for the whole iteration."""
+    looks = [*crowd(5, range(55, 400, 10)), idle(405), idle(420), idle(440)]
+    [found] = find_congestion(beat(450), looks, LIMIT)
+    assert (found.start_ns, found.end_ns) == (5 * MS, 400 * MS)
+    looks = [*crowd(5, range(55, 200, 10)), idle(202), idle(220)]
+    assert find_congestion(beat(250), looks, LIMIT) == []
+
+
+def test_a_moment_between_two_of_its_callbacks_is_not_its_end() -> None:
+    looks = sorted(
+        [*crowd(5, range(55, 400, 10)), idle(101)], key=lambda each: each.at_ns
+    )
+    [found] = find_congestion(beat(400), looks, LIMIT)
+    assert found.end_ns == 400 * MS
+
+
 def test_where_the_iteration_is_not_known_it_has_lasted_since_the_beat_was_due() -> None:
     """Had it begun later, the beat would have been among its callbacks."""
     looks = [look(at, key=at) for at in range(55, 300, 10)]

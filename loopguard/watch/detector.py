@@ -75,9 +75,9 @@ def find_congestion(beat: LateBeat, looks: Sequence[Look], limit_ns: int) -> lis
     """
     seen = [look for look in looks if look.key is not None]
     turns = [tuple(turn) for _, turn in groupby(seen, key=_turn)]
-    ends = [*(turn[0].at_ns for turn in turns[1:]), beat.at_ns]
     found = []
-    for turn, end in zip(turns, ends, strict=False):
+    for turn in turns:
+        end = _end_of(turn[-1], beat, looks)
         began = turn[0].iteration
         start, error = beat.due_ns, (beat.due_ns - beat.last_ns) // 2
         if began is not None and began.started_ns <= turn[0].at_ns:
@@ -88,6 +88,18 @@ def find_congestion(beat: LateBeat, looks: Sequence[Look], limit_ns: int) -> lis
                 Held(start, max(error, _least_error(beat)), end, turn, beat, together=True)
             )
     return sorted(found, key=lambda held: held.start_ns - held.end_ns)[:1]
+
+
+def _end_of(last: Look, beat: LateBeat, looks: Sequence[Look]) -> int:
+    """When the iteration was over that was last seen in that look.
+
+    libuv reckons how long it may wait by the time at which the iteration began: behind a long one it waits for a beat
+    that is long due, with nothing to do.
+    """
+    after = next((look for look in looks if look.at_ns > last.at_ns), None)
+    if after is None:
+        return beat.at_ns
+    return (last.at_ns + after.at_ns) // 2 if after.key is None else after.at_ns
 
 
 def _turn(look: Look) -> int | None:
