@@ -35,6 +35,13 @@ class Callee:
     name: str
 
 
+class Through(NamedTuple):
+    """The frame at that index of a stack called something in C, which called the frames inside of it."""
+
+    place: int
+    callee: Callee
+
+
 @dataclass(frozen=True, slots=True)
 class Iteration:
     """One turn of the loop: when it began (to within `error_ns`), and which of its ready callbacks is running."""
@@ -88,6 +95,7 @@ class Look:
     `stack` is innermost first and holds the callback's frames only; it is empty where the loop ran no callback.
     `key` tells callbacks apart: it changes exactly when another callback is running.
     `serves`: the request's own coroutine was running, not just something that was begun for it.
+    `through` is known where C code stands between the innermost frame of the user's own and what that runs.
     `owner` is the thread that must release what the loop's thread waits for, where that is known.
     `other` is the thread that had computed most of late, where the watchdog had to wait for the GIL.
     `probed`: by the probe, from inside native code that kept the GIL; else by the watchdog.
@@ -100,6 +108,7 @@ class Look:
     key: object
     stack: tuple[RawFrame, ...]
     callee: Callee | None = None
+    through: Through | None = None
     context: Context | None = None
     task: str | None = None
     coroutine: str | None = None

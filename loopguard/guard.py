@@ -24,7 +24,7 @@ from loopguard.capture.others import OtherThreads
 from loopguard.capture.probe import new_probe
 from loopguard.capture.requests import RequestTable
 from loopguard.config import Config
-from loopguard.evidence import ActiveRequest, Held
+from loopguard.evidence import ActiveRequest, Held, RawFrame
 from loopguard.explain.explainer import Explainer
 from loopguard.explain.ownership import Ownership
 from loopguard.record import Phase, Process, Stall
@@ -210,6 +210,7 @@ class _Engine:
         self._collector = CollectorClock()
         self._contexts = ContextReader()
         self._ownership: Ownership | None = None
+        self._standing = Ownership(config.in_app)
         self._running = False
         native_id = threading.get_native_id()
         self._evidence = {
@@ -233,6 +234,7 @@ class _Engine:
                 cpu_clock=self._evidence["thread_cpu"],
                 system_calls=self._evidence["system_calls"],
                 others=others,
+                own=self._seems_own,
             ),
             alarms=alarms,
             shared=Watching(
@@ -391,6 +393,10 @@ class _Engine:
             process=self._process,
             fresh_until=time.time(),
         )
+
+    def _seems_own(self, frame: RawFrame) -> bool:
+        """For the watchdog, which has no time to find out: by what is known so far."""
+        return not (self._ownership or self._standing).library(frame)
 
     def _own(self) -> Ownership:
         """Whose code is whose; found out at the first stall, when the application has all its routes."""

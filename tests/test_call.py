@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from loopguard.evidence import Callee
+from loopguard.evidence import Callee, Through
 from loopguard.explain.call import call_of, call_on_line, name_of
 from tests.evidence import WORK, frame, look
 
@@ -130,6 +130,18 @@ def test_a_next_frame_without_a_module_has_its_function_alone() -> None:
 def test_the_innermost_frame_called_what_was_looked_up() -> None:
     assert call_of((WORK,), 0, Callee(time.sleep, None, "sleep")) == "time.sleep"
     assert call_of((WORK,), 0, None) is None
+
+
+def test_what_is_written_in_c_and_calls_python_is_what_the_line_called() -> None:
+    """One look that found it speaks for all at that instruction; the probe's never do."""
+    inner = frame("readinto", "socket")
+    found = look(
+        1, stack=(inner, WORK), through=Through(1, Callee(io.BytesIO().readline, None, "readline"))
+    )
+    probed = look(2, stack=(inner, WORK))
+    votes = [(found, 1, 0.1), (probed, 1, 0.9)]
+    assert call_on_line(votes) == "io.BytesIO.readline"
+    assert call_on_line(votes[1:]) == "socket.readinto"
 
 
 def test_a_line_called_what_it_called_for_most_of_the_time() -> None:

@@ -62,10 +62,17 @@ def test_it_ends_where_the_loop_was_seen_to_have_nothing_more_to_do() -> None:
     assert find_congestion(beat(250), looks, LIMIT) == []
 
 
+def test_where_it_computed_the_cpu_clock_tells_its_end() -> None:
+    """Of a thread that had four fifths of a CPU, and computed for 8 ms more."""
+    looks = [look(at, key=at, iteration=turn(5), cpu=at * 0.8) for at in range(50, 401, 10)]
+    [found] = find_congestion(beat(450, cpu=328), [*looks, idle(415)], LIMIT)
+    assert found.end_ns == 410 * MS
+    [found] = find_congestion(beat(450, cpu=360), [*looks, idle(415)], LIMIT)
+    assert found.end_ns == 415 * MS
+
+
 def test_a_moment_between_two_of_its_callbacks_is_not_its_end() -> None:
-    looks = sorted(
-        [*crowd(5, range(55, 400, 10)), idle(101)], key=lambda each: each.at_ns
-    )
+    looks = sorted([*crowd(5, range(55, 400, 10)), idle(101)], key=lambda each: each.at_ns)
     [found] = find_congestion(beat(400), looks, LIMIT)
     assert found.end_ns == 400 * MS
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import socket
 import sys
 import threading
 import weakref
@@ -18,13 +19,18 @@ from loopguard.capture import system_calls
 from loopguard.capture.contexts import ContextReader
 from loopguard.capture.looks import Observer, Subject
 from loopguard.capture.others import OtherThreads
-from loopguard.evidence import ActiveRequest, Look, Wait
+from loopguard.evidence import ActiveRequest, Look, RawFrame, Wait
+from loopguard.explain.call import name_of
 from tests.threads import Blocked, blocked, wait_until
 
 pytestmark = [
     pytest.mark.core,
     pytest.mark.skipif(sys.platform != "linux", reason="blocked threads are told by /proc"),
 ]
+
+
+def _is_own(frame: RawFrame) -> bool:
+    return frame.module == __name__
 
 
 def observe(
@@ -34,7 +40,7 @@ def observe(
     loop = asyncio.new_event_loop()
     try:
         subject = Subject(loop, thread.thread_id, thread.native_id, "blocked", None, 0, None)
-        observer = Observer(ContextReader(), request_of, True, True, OtherThreads())
+        observer = Observer(ContextReader(), request_of, True, True, OtherThreads(), _is_own)
         [look] = observer.look(subject, 1, None)
         return look
     finally:
@@ -60,6 +66,36 @@ def test_a_look_at_a_thread_that_waits_sees_its_stack_callee_and_wait(pipe: Any)
     assert look.callee.function is os.read
     assert look.wait == Wait("read", "pipe")
     assert look.cpu_ns is not None
+
+
+def test_where_c_code_called_python_it_is_known_what_was_called_in_c() -> None:
+    """It has no frame; what it called has one, in the library."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ours.makefile("rb") as file:
+
+        def work() -> None:
+            file.readline()
+
+        with blocked(work, theirs.close) as thread:
+            look = observe(thread)
+    assert look.through is not None
+    assert look.stack[look.through.place].code is work.__code__
+    assert look.through.place > 0
+    assert name_of(look.through.callee) == "io.BufferedReader.readline"
+
+
+def test_where_python_called_python_nothing_stands_between() -> None:
+    """Whatever name it has there."""
+    alias = threading.Event()
+    wait = alias.wait
+
+    def work() -> None:
+        wait()
+
+    with blocked(work, alias.set) as thread:
+        look = observe(thread)
+    assert len(look.stack) > 1
+    assert look.through is None
 
 
 def test_a_look_keeps_nothing_of_the_thread_alive(pipe: Any) -> None:

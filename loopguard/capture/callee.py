@@ -13,12 +13,16 @@ import sys
 from functools import lru_cache
 from types import (
     BuiltinFunctionType,
+    ClassMethodDescriptorType,
     CodeType,
     FrameType,
     FunctionType,
     GetSetDescriptorType,
     MemberDescriptorType,
+    MethodDescriptorType,
+    MethodWrapperType,
     ModuleType,
+    WrapperDescriptorType,
 )
 from typing import Any, NamedTuple
 
@@ -41,6 +45,10 @@ _GATHERING = {
 }  # fmt: skip
 
 
+_IN_C = (
+    BuiltinFunctionType, ClassMethodDescriptorType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType,
+)  # fmt: skip
+
 # From CPython 3.13 a view. In a comprehension of a module it shows that one's variables only.
 _FUNCTION_LOCALS: type = (lambda: type(sys._getframe().f_locals))()
 _MODULE_NAMES: Any = vars(ModuleType)["__dict__"].__get__
@@ -58,6 +66,25 @@ def callee_of(frame: FrameType, lasti: int) -> Callee | None:
     """What `frame` calls at the instruction `lasti`; None where it calls nothing, or where that cannot be known."""
     path = _path_at(frame.f_code, lasti)
     return None if path is None else _follow(path, _look_up(frame, path))
+
+
+def callee_in_c(frame: FrameType, lasti: int, inner: str) -> Callee | None:
+    """The same of a frame that is not the innermost, if what it calls is written in C and called `inner`.
+
+    What has the name of the function inside is that function, and is not looked up.
+    """
+    path = _path_at(frame.f_code, lasti)
+    if path is None or inner == (path.attributes[-1] if path.attributes else path.value):
+        return None
+    callee = _follow(path, _look_up(frame, path))
+    return callee if callee is not None and _is_in_c(callee.function) else None
+
+
+def _is_in_c(function: object) -> bool:
+    if type(function) is not type:
+        return issubclass(type(function), _IN_C)
+    made = (inspect.getattr_static(function, name, None) for name in ("__new__", "__init__"))
+    return not any(type(maker) in (FunctionType, staticmethod) for maker in made)
 
 
 def receiver_of(frame: FrameType, lasti: int) -> Any:

@@ -13,7 +13,7 @@ from types import CodeType, CoroutineType, FrameType
 from typing import Any
 
 from loopguard.capture import iteration, probed, stacks, system_calls
-from loopguard.capture.callee import callee_of
+from loopguard.capture.callee import callee_in_c, callee_of
 from loopguard.capture.clocks import thread_cpu_ns
 from loopguard.capture.collector import CollectorClock
 from loopguard.capture.contexts import ContextReader
@@ -21,7 +21,7 @@ from loopguard.capture.others import OtherThreads
 from loopguard.capture.owners import owner_of
 from loopguard.capture.probe import Dump
 from loopguard.capture.resolve import Standing
-from loopguard.evidence import ActiveRequest, Iteration, Look, OtherThread, RawFrame, Wait
+from loopguard.evidence import ActiveRequest, Iteration, Look, OtherThread, RawFrame, Through, Wait
 
 _KEPT_WAITING_NS = 20_000_000
 _HEARTBEAT = "loopguard.watch.heartbeat"
@@ -47,13 +47,14 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Observer:
-    """Takes looks, with the kinds of evidence that are to be had here."""
+    """Takes looks, with the kinds of evidence that are to be had here. `own` tells the user's frames from others."""
 
     contexts: ContextReader
     request_of: Callable[[Context], ActiveRequest | None]
     cpu_clock: bool
     system_calls: bool
     others: OtherThreads
+    own: Callable[[RawFrame], bool]
 
     def look(
         self,
@@ -96,6 +97,7 @@ class Observer:
         callee = callee_of(frame, stack[0].lasti)
         owner = owner_of(frame, stack[0].lasti, callee, frames)
         wait = self._wait(subject, frame, stack[0].lasti)
+        through = self._through(frame, stack)
         name, coroutine = _describe(task)
         look = Look(
             asked_ns=asked_ns,
@@ -103,6 +105,7 @@ class Observer:
             key=_key(began, id(task), id(live), stack),
             stack=stacks.bounded(stack),
             callee=callee,
+            through=through,
             context=context,
             task=name,
             coroutine=coroutine,
@@ -122,6 +125,16 @@ class Observer:
         if over_ns - asked_ns > _KEPT_WAITING_NS:
             other = self.others.busiest(sys._current_frames(), subject.thread_id)
         return Look(asked_ns=asked_ns, at_ns=over_ns, key=None, stack=(), other=other)
+
+    def _through(self, innermost: FrameType, stack: list[RawFrame]) -> Through | None:
+        """Last, for it may take long, and only the callee in C is at stake."""
+        place = next((i for i, frame in enumerate(stack[: stacks.INNERMOST]) if self.own(frame)), 0)
+        frame = stacks.frame_at(innermost, place)
+        if place == 0 or frame is None or frame.f_code is not stack[place].code:
+            return None
+        callee = callee_in_c(frame, stack[place].lasti, stack[place - 1].code.co_name)
+        stands = frame.f_lasti == stack[place].lasti
+        return Through(place, callee) if callee is not None and stands else None
 
     def _wait(self, subject: Subject, frame: FrameType, lasti: int) -> Wait | None:
         """What the thread waits in. To ask lets the GIL go: it counts if the thread did not go on meanwhile."""

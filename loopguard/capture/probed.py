@@ -85,6 +85,7 @@ def _seen(
         at_ns=at_ns,
         stack=bounded(list(stack)),
         callee=_callee(resolved, stack[0]),
+        through=None,
         cpu_ns=None,
         wait=None,
         gil_waits=0,

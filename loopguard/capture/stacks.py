@@ -19,6 +19,13 @@ def depth_of(frame: FrameType | None) -> int:
     return depth
 
 
+def frame_at(frame: FrameType | None, place: int) -> FrameType | None:
+    """The frame so many places outwards of this one."""
+    for _ in range(place):
+        frame = None if frame is None else frame.f_back
+    return frame
+
+
 def frames_of(frame: FrameType | None) -> list[FrameType]:
     """All frames from this one outwards. Not to be kept: they hold the user's locals."""
     frames: list[FrameType] = []

@@ -373,14 +373,25 @@ _BY_CAUSE = {cause: row for row in TABLE if not row.matches for cause in row.cau
 def advise(cause: Cause, call: str | None, blamed: Verdict | None) -> str | None:
     """What to use instead, in a sentence; None where nothing is known to help.
 
-    By what the culprit's line called; else by what was running inside that, from the culprit inwards; else by cause.
+    By what the culprit's line called, or the Python code that C code called there; else by what was running inside
+    that, from the culprit inwards; else by cause.
     """
-    row = _by_call(call, cause) or _by_stack(blamed, cause) or _BY_CAUSE.get(cause)
+    row = (
+        _by_call(_next_frame(blamed), cause)
+        or _by_call(call, cause)
+        or _by_stack(blamed, cause)
+        or _BY_CAUSE.get(cause)
+    )
     if row is None:
         return None
     advice = row.advice.replace("{module}", _imported(blamed) or "the module")
     rule = None if call is None else _longest(call, row.ruff)
     return advice if rule is None else f"{advice} (ruff: {row.ruff[rule]})"
+
+
+def _next_frame(blamed: Verdict | None) -> str | None:
+    """The Python function that the culprit called, be it through C code."""
+    return call_of(blamed.look.stack, blamed.place, None) if blamed and blamed.place else None
 
 
 def _by_call(call: str | None, cause: Cause) -> Row | None:

@@ -14,10 +14,20 @@ _KNOWN_AS = {"posix": "os", "nt": "os", "_io": "io"}
 
 
 def call_on_line(on_line: Iterable[tuple[Look, int, float]]) -> str | None:
-    """What the culprit's line called for most of the time, of what is known; each look with its frame and seconds."""
+    """What the culprit's line called for most of the time, of what is known; each look with its frame and seconds.
+
+    Of what is written in C and calls Python there is no frame: what one look found, holds for all at that instruction.
+    """
+    votes = tuple(on_line)
+    in_c = {
+        look.stack[culprit][:2]: name_of(look.through.callee)
+        for look, culprit, _ in votes
+        if look.through is not None and look.through.place == culprit
+    }
     seconds: defaultdict[str, float] = defaultdict(float)
-    for look, culprit, weight in on_line:
-        name = call_of(look.stack, culprit, look.callee)
+    for look, culprit, weight in votes:
+        name = None if culprit == 0 else in_c.get(look.stack[culprit][:2])
+        name = name or call_of(look.stack, culprit, look.callee)
         if name is not None:
             seconds[name] += weight
     return max(seconds, key=lambda name: seconds[name], default=None)

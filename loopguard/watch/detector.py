@@ -23,6 +23,9 @@ _BEFORE_NS = 7_000_000
 # the budget: what looks leave unseen even where the system runs the watchdog somewhat late. Whatever runs for less
 # than the rest of the budget is never held, however late that was.
 _AHEAD, _BEHIND = 0.6, 0.3
+_COMPUTES = (
+    0.25  # a callback that was on a CPU for this share of its time, however loaded the system
+)
 
 
 class _Start(NamedTuple):
@@ -63,7 +66,10 @@ def find_stalls(
         error = max(_reach(start, likely, group[0], beat), _least_error(beat))
         end = beat.at_ns
         if after is not None:
-            end = max(certain_end, (after.earliest_ns + after.likely_ns) // 2)
+            following = seen[place + 1][0]
+            between = (after.earliest_ns + after.likely_ns) // 2
+            idle = following.key is None
+            end = max(certain_end, _idle_since(group[-1], following, beat) if idle else between)
         held.append(Held(likely, error, end, group, beat))
     return held
 
@@ -99,7 +105,22 @@ def _end_of(last: Look, beat: LateBeat, looks: Sequence[Look]) -> int:
     after = next((look for look in looks if look.at_ns > last.at_ns), None)
     if after is None:
         return beat.at_ns
-    return (last.at_ns + after.at_ns) // 2 if after.key is None else after.at_ns
+    return _idle_since(last, after, beat) if after.key is None else after.at_ns
+
+
+def _idle_since(last: Look, idle: Look, beat: LateBeat) -> int:
+    """When what ran in the one look was over, where the loop had nothing to do in the next.
+
+    If it computed, what was left of the CPU time says for how long, at the rate until then; else in mid-time.
+    """
+    unseen = idle.at_ns - last.at_ns
+    if last.cpu_ns is None or beat.cpu_ns is None:
+        return last.at_ns + unseen // 2
+    before, after = last.cpu_ns - beat.cpu_start_ns, beat.cpu_start_ns + beat.cpu_ns - last.cpu_ns
+    watched = last.at_ns - beat.last_ns
+    if before < _COMPUTES * watched:
+        return last.at_ns + unseen // 2
+    return last.at_ns + max(0, min(after * watched // before, unseen))
 
 
 def _turn(look: Look) -> int | None:
