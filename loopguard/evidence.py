@@ -96,6 +96,7 @@ class Look:
     `key` tells callbacks apart: it changes exactly when another callback is running.
     `serves`: the request's own coroutine was running, not just something that was begun for it.
     `through` is known where C code stands between the innermost frame of the user's own and what that runs.
+    `let_in`: native code that keeps the GIL made a collection, and our callback for that let the watchdog in.
     `owner` is the thread that must release what the loop's thread waits for, where that is known.
     `other` is the thread that had computed most of late, where the watchdog had to wait for the GIL.
     `probed`: by the probe, from inside native code that kept the GIL; else by the watchdog.
@@ -120,6 +121,7 @@ class Look:
     gil_waits: int = 0
     starved_ns: int = 0
     probed: bool = False
+    let_in: bool = False
     other: OtherThread | None = None
     owner: OtherThread | None = None
 

@@ -97,6 +97,14 @@ def test_off_the_cpu_in_nothing_that_is_known_is_unknown() -> None:
     assert cause(held(looks(60, 200, 390))) == "unknown"
 
 
+def test_native_code_that_let_the_watchdog_in_by_our_own_callback_only_keeps_the_gil() -> None:
+    """Without us it would not have handed it over."""
+    let_in = [look(at, cpu=at, let_in=at != 60) for at in (60, 200, 390)]
+    assert cause(held(let_in, cpu=390)) == "gil_hold"
+    for_once = [look(at, cpu=at, let_in=at == 60) for at in (60, 200, 390)]
+    assert cause(held(for_once, cpu=390)) == "cpu"
+
+
 def test_half_of_it_in_the_collector_is_gc() -> None:
     seen = [look(at, cpu=at) for at in (60, 200, 390)]
     assert cause(held(seen, cpu=390, gc=210)) == "gc"

@@ -25,6 +25,8 @@ from loopguard.evidence import ActiveRequest, Iteration, Look, OtherThread, RawF
 
 _KEPT_WAITING_NS = 20_000_000
 _HEARTBEAT = "loopguard.watch.heartbeat"
+# CPython 3.11 collects amid an allocation, in whatever native code that is; later ones wait for the next bytecode.
+_COLLECTS_AMIDST = sys.version_info < (3, 12)
 _ON_COLLECTION = CollectorClock._on_collection.__code__
 
 
@@ -76,7 +78,8 @@ class Observer:
         # Our own frame, which holds `frames`: a circle that would keep the user's objects until the next collection.
         frames.pop(threading.get_ident(), None)
         frame = frames.get(subject.thread_id)
-        if frame is not None and frame.f_code is _ON_COLLECTION:
+        collecting = frame is not None and frame.f_code is _ON_COLLECTION
+        if frame is not None and collecting:
             frame = frame.f_back  # ours: the collector ran in what this one called
         task = asyncio.current_task(subject.loop)
         live = self.contexts.running(subject.context_address, task)
@@ -114,6 +117,7 @@ class Observer:
             iteration=began,
             cpu_ns=cpu_ns,
             wait=wait,
+            let_in=collecting and _COLLECTS_AMIDST and callee is not None,
             other=other,
             owner=owner,
         )

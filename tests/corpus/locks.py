@@ -42,7 +42,7 @@ def pool() -> ThreadPoolExecutor:
     return executor
 
 
-@case(waited_on="futex", served=True, core=True)
+@case(waited_on="futex", served=True)
 async def lock_acquire() -> None:
     lock = threading.Lock()
     await rest()

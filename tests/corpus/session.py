@@ -11,7 +11,8 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -85,7 +86,7 @@ class Session:
             took = row["left"] - row["entered"]
             if case.innocent or took >= _LEAST:
                 return row
-            label.aim *= min(BLOCK / took, 8.0)
+            label.aim = min(label.aim * BLOCK / took, 8 * BLOCK)
         raise AssertionError(f"{case.name} always takes too little time")
 
     def _once(self, case: Case, guard: loopguard.Guard) -> dict[str, Any]:
@@ -94,7 +95,7 @@ class Session:
         self.count += 1
         trace_id = f"{self.count:032x}"
         arguments = () if case.given is None else (case.given(),)
-        began = time.time()
+        delays, began = _run_delays(), time.time()
         self.runner.run(self._live(case, trace_id, arguments))
         ended = time.time()
         assert guard.flush(10)
@@ -106,6 +107,7 @@ class Session:
             "case": case.name,
             "entered": entered,
             "left": left,
+            "withheld": _most_withheld(delays, _run_delays()),
             "trace_id": trace_id if case.served else None,
             "records": [record.to_dict() for record in self.records],
         }
@@ -118,6 +120,20 @@ class Session:
         else:
             await case.work(*arguments)
         await rest()
+
+
+def _run_delays() -> dict[str, int]:
+    """Of each thread, the nanoseconds for which it was ready to run and got no CPU; nothing where nobody tells."""
+    delays = {}
+    for task in Path("/proc/self/task").glob("*/schedstat"):
+        with suppress(OSError):  # it has ended
+            delays[task.parent.name] = int(task.read_text().split()[1])
+    return delays
+
+
+def _most_withheld(before: dict[str, int], after: dict[str, int]) -> float:
+    """Seconds for which the machine gave no CPU to the thread that lacked it most."""
+    return max((after[task] - before.get(task, 0) for task in after), default=0) / 1e9
 
 
 @contextmanager
@@ -140,7 +156,7 @@ def run(loop: str, file: str, times: str, *names: str) -> None:
         session = Session(runner, records)
         for turn in range(int(times)):
             for name in names:
-                lacking = CASES[name].lacking()
+                lacking = CASES[name].unable()
                 row = {"lacking": lacking} if lacking else session.take(CASES[name], guard)
                 rows.write(json.dumps({"case": name, "turn": turn, "loop": loop, **row}) + "\n")
         runner.run(session.served.stop())

