@@ -1,4 +1,4 @@
-"""Runs cases on one loop, in a process of its own, and writes what loopguard told of each.
+"""Runs cases on one loop, in a process of its own, and writes what was told of each: by loopguard, or by another.
 
 Arguments: the loop, the file for the rows, how many times, and the cases' names.
 """
@@ -11,9 +11,9 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from fastapi import FastAPI
@@ -26,6 +26,8 @@ from loopguard.record import Stall
 from tests.corpus import label
 from tests.corpus.cases import CASES
 from tests.corpus.label import BLOCK, Case, rest
+
+Row = dict[str, Any]
 
 ROUTE = "/cases/{name}"
 _LEAST = (
@@ -41,6 +43,36 @@ given: dict[str, tuple[object, ...]] = {}
 async def serve(name: str) -> str:
     await CASES[name].work(*given.pop(name))
     return name
+
+
+class Watcher(Protocol):
+    """What watches the loop, and tells of stalls; each told of is an object that JSON can hold."""
+
+    def install(self, app: FastAPI) -> None:
+        """Before the loop runs."""
+
+    def on_loop(self) -> AbstractAsyncContextManager[object]:
+        """Entered on the loop before each case, and left behind it."""
+
+    def told(self) -> list[Row]:
+        """All that was told since the last time, complete."""
+
+
+class Loopguard:
+    def __init__(self) -> None:
+        self._stalls: list[Stall] = []
+
+    def install(self, app: FastAPI) -> None:
+        self._guard = loopguard.install(app, budget=0.1, log=False, on_stall=self._stalls.append)
+
+    def on_loop(self) -> AbstractAsyncContextManager[object]:
+        return nullcontext()
+
+    def told(self) -> list[Row]:
+        assert self._guard.flush(10)
+        told = [stall.to_dict() for stall in self._stalls]
+        self._stalls.clear()
+        return told
 
 
 class Served:
@@ -72,25 +104,25 @@ class Served:
 
 
 class Session:
-    def __init__(self, runner: asyncio.Runner, records: list[Stall]) -> None:
+    def __init__(self, runner: asyncio.Runner, watcher: Watcher) -> None:
         self.runner = runner
-        self.records = records
+        self.watcher = watcher
         self.served = Served(runner)
         self.count = 0
 
-    def take(self, case: Case, guard: loopguard.Guard) -> dict[str, Any]:
+    def take(self, case: Case) -> Row:
         """Run a case, and give what is known of it: the truth, and what was told."""
         label.aim = BLOCK
         for _ in range(_TRIES):
-            row = self._once(case, guard)
+            row = self._once(case)
             took = row["left"] - row["entered"]
             if case.innocent or took >= _LEAST:
                 return row
             label.aim = min(label.aim * BLOCK / took, 8 * BLOCK)
         raise AssertionError(f"{case.name} always takes too little time")
 
-    def _once(self, case: Case, guard: loopguard.Guard) -> dict[str, Any]:
-        self.records.clear()
+    def _once(self, case: Case) -> Row:
+        self.watcher.told()  # of an earlier case, too late
         label.truths.clear()
         self.count += 1
         trace_id = f"{self.count:032x}"
@@ -98,7 +130,7 @@ class Session:
         delays, began = _run_delays(), time.time()
         self.runner.run(self._live(case, trace_id, arguments))
         ended = time.time()
-        assert guard.flush(10)
+        told = self.watcher.told()
         del arguments
         label.kept.clear()
         gc.enable()
@@ -109,17 +141,18 @@ class Session:
             "left": left,
             "withheld": _most_withheld(delays, _run_delays()),
             "trace_id": trace_id if case.served else None,
-            "records": [record.to_dict() for record in self.records],
+            "records": told,
         }
 
     async def _live(self, case: Case, trace_id: str, arguments: tuple[object, ...]) -> None:
-        await rest()
-        if case.served:
-            given[case.name] = arguments
-            await self.served.ask(case.name, trace_id)
-        else:
-            await case.work(*arguments)
-        await rest()
+        async with self.watcher.on_loop():
+            await rest()
+            if case.served:
+                given[case.name] = arguments
+                await self.served.ask(case.name, trace_id)
+            else:
+                await case.work(*arguments)
+            await rest()
 
 
 def _run_delays() -> dict[str, int]:
@@ -147,20 +180,19 @@ def new_runner(loop: str) -> Iterator[asyncio.Runner]:
         yield runner
 
 
-def run(loop: str, file: str, times: str, *names: str) -> None:
+def run(watcher: Watcher, loop: str, file: str, times: str, *names: str) -> None:
     trace.set_tracer_provider(TracerProvider())
     FastAPIInstrumentor.instrument_app(app)
-    records: list[Stall] = []
-    guard = loopguard.install(app, budget=0.1, log=False, on_stall=records.append)
+    watcher.install(app)
     with new_runner(loop) as runner, open(file, "a", buffering=1) as rows:
-        session = Session(runner, records)
+        session = Session(runner, watcher)
         for turn in range(int(times)):
             for name in names:
                 lacking = CASES[name].unable()
-                row = {"lacking": lacking} if lacking else session.take(CASES[name], guard)
+                row = {"lacking": lacking} if lacking else session.take(CASES[name])
                 rows.write(json.dumps({"case": name, "turn": turn, "loop": loop, **row}) + "\n")
         runner.run(session.served.stop())
 
 
 if __name__ == "__main__":
-    run(*sys.argv[1:])
+    run(Loopguard(), *sys.argv[1:])
