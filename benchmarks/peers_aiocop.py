@@ -54,7 +54,10 @@ def _stack(event: Any) -> list[Line]:
     """Of the stack that was sampled most; without a sample, of the first call that blocks."""
     traces = [each["trace"] for each in (*event.cpu_stack_samples, *event.blocking_events)]
     stacks = (
-        [(file, int(line)) for file, line, _ in (part.rsplit(":", 2) for part in text.split(" <- "))]
+        [
+            (file, int(line))
+            for file, line, _ in (part.rsplit(":", 2) for part in text.split(" <- "))
+        ]
         for text in traces
     )
     return next((stack for stack in stacks if own_line(stack)), [])

@@ -40,7 +40,6 @@ def _load() -> Any:
     _stand_in("livekit.agents", __path__=[str(package)])
     telemetry = "livekit.agents.telemetry"
     _stand_in("livekit.agents.log", logger=logging.getLogger("livekit"))
-    _stand_in("livekit.agents.job", get_job_context=lambda required: None)
     inside = {
         "otel_metrics": _stand_in(f"{telemetry}.otel_metrics", record_event_loop_blocked=_nothing),
         "session_context": _stand_in(f"{telemetry}.session_context", primary_session=_nothing),

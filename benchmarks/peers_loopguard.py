@@ -14,7 +14,9 @@ class Loopguard(session.Loopguard):
             Told(
                 started_at=stall["started_at"],
                 duration=stall["duration"],
-                stack=[(stall["culprit"]["file"], stall["culprit"]["line"])] if stall["culprit"] else [],
+                stack=[(stall["culprit"]["file"], stall["culprit"]["line"])]
+                if stall["culprit"]
+                else [],
                 trace_id=(stall["request"] or {}).get("trace_id"),
                 causes=[stall["cause"]],
             ).row()

@@ -26,6 +26,10 @@ class Told:
 def own_line(stack: Iterable[Sequence[Any]]) -> Line | None:
     """The innermost line of the corpus itself, which a reader of the stack would go to."""
     return next(
-        ((f"tests/corpus/{file.rpartition('tests/corpus/')[2]}", int(line)) for file, line in stack if "tests/corpus/" in file),
+        (
+            (f"tests/corpus/{file.rpartition('tests/corpus/')[2]}", int(line))
+            for file, line in stack
+            if "tests/corpus/" in file
+        ),
         None,
     )

@@ -111,6 +111,11 @@ def test_half_of_it_in_the_collector_is_gc() -> None:
     assert cause(held(seen, cpu=390, gc=190)) == "cpu"
 
 
+def test_a_collection_that_had_to_wait_for_a_cpu_is_gc() -> None:
+    seen = [look(at, cpu=at / 3) for at in (60, 200, 390)]
+    assert cause(held(seen, cpu=130, gc=390, run_delay=250)) == "gc"
+
+
 def test_a_collection_of_another_thread_takes_nothing_from_a_wait() -> None:
     assert cause(held(looks(60, 200, 390, wait=SLEEP), gc=300)) == "blocking_call"
 

@@ -65,7 +65,8 @@ def cause_of(held: Held, budget_ns: int, switch_ns: int) -> Cause:
         return _unseen_cause(held, starved, on_cpu >= _HALF * duration, switch_ns)
     wait = wait_of(held)[0]
     waits_for_gil = wait is not None and wait.call == "futex"
-    if held.beat.gc_ns >= _HALF * duration and (on_cpu >= _HALF * duration or waits_for_gil):
+    ready = on_cpu + (held.beat.run_delay_ns or 0)
+    if held.beat.gc_ns >= _HALF * duration and (ready >= _HALF * duration or waits_for_gil):
         # Where another thread collects, this one waits for the GIL; in any other wait it lost nothing by it.
         return "gc"
     if _importing(held) >= _HALF:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ class Miss:
     field: str
     expected: object
     told: object
+    by: float | None = None  # seconds, of a time
 
     def __str__(self) -> str:
         return f"{self.field}: expected {self.expected!r}, told {self.told!r}"
@@ -45,7 +47,7 @@ def judge(row: Row) -> list[Miss]:
         for record in row["records"]
         if record["cause"] != "not_scheduled" or (wanted and wanted.cause == "not_scheduled")
     ]
-    of_it = [record for record in records if wanted and _overlap(record, row)]
+    of_it = [record for record in records if wanted and overlap(record, row)]
     others = [_short(record) for record in records if record not in of_it]
     misses = [Miss("other records", [], others)] if others else []
     if wanted is None:
@@ -55,13 +57,17 @@ def judge(row: Row) -> list[Miss]:
     return [*misses, *_differences(of_it[0], case, wanted, row)]
 
 
-def excuse(row: Row) -> str | None:
-    """That the machine itself took the CPU for a beat or more, by the system's own account; else None."""
+def excuse(row: Row, misses: Sequence[Miss]) -> str | None:
+    """That the machine itself, by the system's own account, took the CPU for long enough to be the reason.
+
+    That is a beat, or for a time that is wrong as long as that; else None.
+    """
     withheld = row["withheld"]
-    return f"the machine gave no CPU for {withheld:.3f} s" if withheld >= _BEAT else None
+    needed = max((_BEAT if miss.by is None else min(miss.by, _BEAT) for miss in misses), default=1)
+    return f"the machine gave no CPU for {withheld:.4f} s" if withheld >= needed else None
 
 
-def _overlap(record: Row, row: Row) -> bool:
+def overlap(record: Row, row: Row) -> bool:
     """Whether it is of that time: a loop does one thing at a time."""
     begin = max(record["started_at"], row["entered"])
     end = min(record["started_at"] + record["duration"], row["left"])
@@ -88,7 +94,7 @@ def _differences(record: Row, case: Case, mark: Mark, row: Row) -> list[Miss]:
     ]
 
 
-def _blames_nobody(case: Case, mark: Mark) -> bool:
+def blames_nobody(case: Case, mark: Mark) -> bool:
     """Where the loop's own code is not to blame: by the cause, or because another thread collected."""
     return mark.cause in _NOBODYS or case.name.endswith("_elsewhere")
 
@@ -100,7 +106,7 @@ def _place(case: Case, mark: Mark) -> Row:
     if case.holder is not None:
         thread, function = case.holder
         holder = (thread, function, mark.line if mark.cause == "gil_wait" else None)
-    return {"culprit": None if _blames_nobody(case, mark) else at, "holder": holder}
+    return {"culprit": None if blames_nobody(case, mark) else at, "holder": holder}
 
 
 def _told(record: Row, case: Case, mark: Mark) -> Row:
@@ -151,7 +157,9 @@ def _times(record: Row, row: Row, mark: Mark) -> list[Miss]:
     late = record["started_at"] + record["duration"] - row["left"]
     misses = []
     if abs(off) > error:
-        misses.append(Miss("start", f"within {error:.4f} s", f"{off:+.4f} s"))
+        by = abs(off) - error
+        misses.append(Miss("start", f"within {error:.4f} s", f"{off:+.4f} s", by))
     if not -error <= late <= _LATE_BEAT + error:
-        misses.append(Miss("end", f"within {_LATE_BEAT} s", f"{late:+.4f} s"))
+        by = max(-late, late - _LATE_BEAT) - error
+        misses.append(Miss("end", f"within {_LATE_BEAT} s", f"{late:+.4f} s", by))
     return misses

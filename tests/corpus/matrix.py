@@ -113,13 +113,13 @@ def _case(row: Row) -> str:
     return str(row["case"])
 
 
-def write(text: str, page: Path) -> None:
-    """Put it in place of the figures that the page has."""
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, found, after = rest.partition(END)
+def write(text: str, page: Path, begin: str = BEGIN, end: str = END) -> None:
+    """Put it on the page, in place of what stands between these two lines."""
+    before, _, rest = page.read_text().partition(begin)
+    _, found, after = rest.partition(end)
     if not found:
         raise SystemExit(f"{page} has no place for the figures")
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def main() -> None:

@@ -35,15 +35,20 @@ def select(patterns: Sequence[str]) -> list[str]:
 
 
 def run_cases(
-    directory: Path, variables: Mapping[str, str], loop: str, names: Sequence[str], times: int = 1
+    directory: Path,
+    variables: Mapping[str, str],
+    loop: str,
+    names: Sequence[str],
+    times: int = 1,
+    program: str = "tests.corpus.session",
 ) -> list[Row]:
-    """Run the cases on that loop, and give a row for each time."""
+    """Run the cases on that loop by that module, and give a row for each time."""
     waiting = [name for name in names if CASES[name].family in WAITING]
     computing = [name for name in names if name not in waiting]
     seconds = 60 + SECONDS_EACH * times * len(names)
     with ExitStack() as stack:
         sessions = [
-            stack.enter_context(_session(directory, variables, loop, times, some))
+            stack.enter_context(_session(directory, variables, [program, loop], times, some))
             for some in (waiting, computing)
             if some
         ]
@@ -52,11 +57,15 @@ def run_cases(
 
 @contextmanager
 def _session(
-    directory: Path, variables: Mapping[str, str], loop: str, times: int, names: Sequence[str]
+    directory: Path,
+    variables: Mapping[str, str],
+    program: Sequence[str],
+    times: int,
+    names: Sequence[str],
 ) -> Iterator[tuple[Child, Path]]:
-    file = directory / f"{loop}.{names[0]}.jsonl"
+    file = directory / f"{'.'.join(program)}.{names[0]}.jsonl"
     child = Child(
-        ["-m", "tests.corpus.session", loop, str(file), str(times), *names],
+        ["-m", *program, str(file), str(times), *names],
         file.with_suffix(".log"),
         {**variables, "TMPDIR": str(directory)},
     )
@@ -92,7 +101,7 @@ def _told(row: Row) -> Row:
         "lacking": lacking,
         "misses": [str(miss) for miss in misses],
         "fields": [miss.field for miss in misses],
-        "excuse": excuse(row) if misses else None,
+        "excuse": excuse(row, misses) if misses else None,
         "records": row.get("records"),
     }
 
