@@ -55,10 +55,11 @@ def test_two_iterations_within_their_limits_are_none() -> None:
 
 def test_it_ends_where_the_loop_was_seen_to_have_nothing_more_to_do() -> None:
     """uvloop may wait for a beat that is long due: libuv's clock stood still for the whole iteration."""
-    looks = [*crowd(5, range(55, 400, 10)), idle(405), idle(420), idle(440)]
+    seen = [look(at, key=at, iteration=turn(5)) for at in range(55, 400, 10)]
+    looks = [*seen, idle(405), idle(420), idle(440)]
     [found] = find_congestion(beat(450), looks, LIMIT)
     assert (found.start_ns, found.end_ns) == (5 * MS, 400 * MS)
-    looks = [*crowd(5, range(55, 200, 10)), idle(202), idle(220)]
+    looks = [*seen[:15], idle(202), idle(220)]
     assert find_congestion(beat(250), looks, LIMIT) == []
 
 
@@ -69,6 +70,12 @@ def test_where_it_computed_the_cpu_clock_tells_its_end() -> None:
     assert found.end_ns == 410 * MS
     [found] = find_congestion(beat(450, cpu=360), [*looks, idle(415)], LIMIT)
     assert found.end_ns == 415 * MS
+
+
+def test_asyncio_is_found_between_a_callback_and_the_beat_only_just_then() -> None:
+    looks = [*(look(at, key=at, iteration=turn(5, at)) for at in range(55, 400, 10)), idle(411)]
+    [found] = find_congestion(beat(412), looks, LIMIT)
+    assert found.end_ns == 411 * MS
 
 
 def test_a_moment_between_two_of_its_callbacks_is_not_its_end() -> None:

@@ -111,9 +111,12 @@ def _end_of(last: Look, beat: LateBeat, looks: Sequence[Look]) -> int:
 def _idle_since(last: Look, idle: Look, beat: LateBeat) -> int:
     """When what ran in the one look was over, where the loop had nothing to do in the next.
 
-    If it computed, what was left of the CPU time says for how long, at the rate until then; else in mid-time.
+    asyncio goes on to an overdue beat at once, so there it was just over. libuv may wait first: if it computed, what was
+    left of the CPU time says for how long, at the rate until then; else it was over in mid-time.
     """
     unseen = idle.at_ns - last.at_ns
+    if last.iteration is not None and last.iteration.index is not None:
+        return idle.at_ns
     if last.cpu_ns is None or beat.cpu_ns is None:
         return last.at_ns + unseen // 2
     before, after = last.cpu_ns - beat.cpu_start_ns, beat.cpu_start_ns + beat.cpu_ns - last.cpu_ns
