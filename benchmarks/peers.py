@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,9 @@ def table(counted: Mapping[str, Mapping[str, Count]]) -> str:
 def accuracy(options: argparse.Namespace) -> None:
     if shutil.which("uv") is None:
         raise SystemExit("it takes uv to make an environment for each peer")
-    counted = {name: figures(watch(name, options.loop, options.cases)) for name in options.watchers}
+    with ThreadPoolExecutor(len(options.watchers) if options.at_once else 1) as pool:
+        rows = pool.map(lambda name: watch(name, options.loop, options.cases), options.watchers)
+        counted = dict(zip(options.watchers, map(figures, rows), strict=True))
     text = table(counted)
     print(text)
     if options.json:
@@ -205,6 +208,9 @@ def main() -> None:
     )
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="uvloop")
     parser.add_argument("--cases", nargs="+", default=["*"], metavar="PATTERN")
+    parser.add_argument(
+        "--at-once", action="store_true", help="all side by side: to try it, not to measure"
+    )
     parser.add_argument(
         "--json", type=Path, metavar="PATH", help="the figures, each as [right, of]"
     )

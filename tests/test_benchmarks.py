@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,3 +40,34 @@ def test_the_overhead_is_measured_on_both_loops(tmp_path: Path) -> None:
             f"memory.{loop}.rss.added",
         } <= names
     assert all(math.isfinite(row["median"]) for row in rows)
+
+
+WATCHERS = ("loopguard", "aiocop", "pyleak", "livekit")
+
+
+@pytest.mark.timeout(300)
+def test_the_peers_watch_the_same_cases(tmp_path: Path) -> None:
+    """Not how accurate each is: that takes the whole corpus."""
+    pytest.importorskip("uvloop")
+    if shutil.which("uv") is None:
+        pytest.skip("uv makes the environments, and is not installed")
+    wheel = ["uv", "pip", "install", "-q", "--python", sys.executable, "--no-deps", "pyleak==0.2.0"]
+    if subprocess.run([*wheel, "--target", str(tmp_path / "tried")], timeout=60).returncode:
+        pytest.skip("no package index can be reached")
+    out = tmp_path / "figures.json"
+    script = ROOT / "benchmarks" / "peers.py"
+    cases = ("sleep", "async_sleep")
+    subprocess.run(
+        [
+            *(sys.executable, str(script), "accuracy", "--at-once", "--json", str(out)),
+            *("--watchers", *WATCHERS, "--cases", *cases),
+        ],
+        check=True,
+        timeout=280,
+    )
+    figures = json.loads(out.read_text())
+    assert list(figures) == list(WATCHERS)
+    columns = ("found", "right line", "right trace", "right cause", "false reports")
+    for counts in figures.values():
+        assert {name: of for name, (_, of) in counts.items()} == dict.fromkeys(columns, 1)
+    assert all(figures[name]["found"] == [1, 1] for name in ("loopguard", "aiocop", "livekit"))
