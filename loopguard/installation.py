@@ -79,7 +79,7 @@ def install(
             guard.uninstall()
             raise
         _installed = guard, app, asked, config
-        atexit.register(guard.uninstall)
+        atexit.register(guard.say_farewell)
         return guard
 
 
@@ -135,4 +135,4 @@ def _forget(guard: Guard) -> None:
     with _lock:
         if _installed is not None and _installed[0] is guard:
             _installed = None
-    atexit.unregister(guard.uninstall)
+    atexit.unregister(guard.say_farewell)
