@@ -67,14 +67,17 @@ class Guard:
         self._engine: _Engine | None = None
         self._hook = LoopHook(self._begin)
         self._on_uninstall: Callable[[], None] | None = None
-        self._forked = False
+        self._dormant = False
         self._farewell: Any = None
         self._held: dict[int, list[Outlet]] = {}  # by the thread that is forking
 
-    def start(self, on_uninstall: Callable[[], None]) -> None:
-        """Begin to watch; does nothing where the option `enabled` is off."""
+    def start(self, on_uninstall: Callable[[], None], with_next_loop: bool = False) -> None:
+        """Begin to watch, or be dormant until a loop runs; does nothing where the option `enabled` is off."""
         self._on_uninstall = on_uninstall
-        if self._config.enabled:
+        if self._config.enabled and with_next_loop:
+            self._dormant = True
+            self._hook.install()
+        elif self._config.enabled:
             # The threads first: where the system grants none, nothing is patched yet.
             self._engine = _Engine(self._config, self._apps)
             self._engine.start()
@@ -86,6 +89,11 @@ class Guard:
         self._apps.append(app)
         if self._engine is not None:
             self._engine.follow(app)
+
+    def trouble(self, error: BaseException) -> None:
+        """A failure of our own: counted, and each kind of it said once."""
+        if self._engine is not None:
+            self._engine.reporter.trouble(error)
 
     @property
     def stalls(self) -> tuple[Stall, ...]:
@@ -139,7 +147,7 @@ class Guard:
         if self._engine is not None:
             self._engine.stop(exiting)  # the last stalls still want their routes
         self._apps.clear()
-        self._forked = False
+        self._dormant = False
         if self._farewell is not None:
             self._farewell.cancel()
             self._farewell = None
@@ -161,18 +169,18 @@ class Guard:
         engine, self._engine = self._engine, None
         self._held.clear()
         if engine is not None:
-            self._forked = True
+            self._dormant = True
             for app in self._apps:
                 app.leave()
             engine.abandon()
 
     @property
     def dormant(self) -> bool:
-        """Whether this is a forked child that has run no loop yet."""
-        return self._forked and self._engine is None
+        """Whether this waits for a loop to run: in a forked child, or where it was started so."""
+        return self._dormant and self._engine is None
 
     def revive(self) -> None:
-        """Guard a forked child anew."""
+        """Begin to watch, if dormant."""
         if self.dormant:
             self._engine = _Engine(self._config, self._apps)
             for app in self._apps:
@@ -194,7 +202,7 @@ class Guard:
         except Exception:
             # No thread, no memory: then this child stays as it is. There is nothing yet to count it, or to tell.
             self._engine = None
-            self._forked = False
+            self._dormant = False
         return _nothing if self._engine is None else self._engine.begin(loop)
 
     def __enter__(self) -> Guard:
