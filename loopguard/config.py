@@ -47,6 +47,7 @@ class Config:
     ignore: tuple[str, ...] = ()
     log: bool = True
     traces: bool = True
+    metrics: bool = True
     enabled: bool = True
     in_app: tuple[str, ...] = ()
     probe: bool = True
@@ -212,6 +213,7 @@ _READERS: dict[str, _Reader] = {
     "ignore": _names,
     "log": _switch,
     "traces": _switch,
+    "metrics": _switch,
     "enabled": _switch,
     "in_app": _names,
     "probe": _switch,
@@ -220,7 +222,6 @@ _READERS: dict[str, _Reader] = {
 }
 
 _NOT_BUILT = (
-    "metrics",
     "black_box",
     "profile_token",
     "profile_dir",
@@ -230,7 +231,7 @@ _NOT_BUILT = (
 def _refuse_not_built(
     name: str, arguments: Mapping[str, object], environ: Mapping[str, str]
 ) -> None:
-    """Refuse an option that this version does not have; what switches it off asks for nothing and is accepted."""
+    """Refuse an option that this version does not have."""
     for value, source in (
         (arguments.get(name), f"argument {name}"),
         (
@@ -238,10 +239,7 @@ def _refuse_not_built(
             f"environment variable {PREFIX}{name.upper()}",
         ),
     ):
-        off = value is False or (
-            isinstance(value, str) and _WORDS.get(value.strip().lower()) is False
-        )
-        if value is None or (off and name == "metrics"):
+        if value is None:
             continue
         shown = f"<{len(str(value))} characters>" if name == "profile_token" else repr(value)
         raise ConfigError(

@@ -23,18 +23,22 @@ from loopguard.capture.looks import Observer
 from loopguard.capture.others import OtherThreads
 from loopguard.capture.probe import new_probe
 from loopguard.capture.requests import RequestTable
+from loopguard.capture.threadpool import ThreadLimiters
 from loopguard.config import Config
-from loopguard.evidence import ActiveRequest, Held, RawFrame
-from loopguard.explain.explainer import Explainer
+from loopguard.evidence import ActiveRequest, Held, Incident, RawFrame
+from loopguard.explain.explainer import Explainer, severity_of
 from loopguard.explain.ownership import Ownership
-from loopguard.record import Phase, Process, Stall
+from loopguard.record import Phase, Process, Severity, Stall
 from loopguard.tell.identity import Identity, own_version
 from loopguard.tell.jsonl import JsonLines
+from loopguard.tell.metrics import Metrics, Sources
 from loopguard.tell.outlet import Outlet
 from loopguard.tell.report import Report, Subscription
 from loopguard.tell.reporter import GUARD, Notice, Reporter
 from loopguard.tell.spans import Spans
+from loopguard.watch.delays import Delays
 from loopguard.watch.heartbeat import Heartbeat, Pace, Watching
+from loopguard.watch.load import Load
 from loopguard.watch.loops import LoopHook
 from loopguard.watch.timer import Alarms, new_alarms
 from loopguard.watch.watchdog import Watchdog
@@ -63,25 +67,33 @@ class Guard:
         self._engine: _Engine | None = None
         self._hook = LoopHook(self._begin)
         self._on_uninstall: Callable[[], None] | None = None
-        self._forked = False
+        self._dormant = False
         self._farewell: Any = None
         self._held: dict[int, list[Outlet]] = {}  # by the thread that is forking
 
-    def start(self, on_uninstall: Callable[[], None]) -> None:
-        """Begin to watch; does nothing where the option `enabled` is off."""
+    def start(self, on_uninstall: Callable[[], None], with_next_loop: bool = False) -> None:
+        """Begin to watch, or be dormant until a loop runs; does nothing where the option `enabled` is off."""
         self._on_uninstall = on_uninstall
-        if self._config.enabled:
+        if self._config.enabled and with_next_loop:
+            self._dormant = True
+            self._hook.install()
+        elif self._config.enabled:
             # The threads first: where the system grants none, nothing is patched yet.
             self._engine = _Engine(self._config, self._apps)
             self._engine.start()
             self._hook.install()
-            self._say_farewell()
+            self._foresee_farewell()
 
     def follow(self, app: App) -> None:
         """Tie stalls to the requests of this application too."""
         self._apps.append(app)
         if self._engine is not None:
             self._engine.follow(app)
+
+    def trouble(self, error: BaseException) -> None:
+        """A failure of our own: counted, and each kind of it said once."""
+        if self._engine is not None:
+            self._engine.reporter.trouble(error)
 
     @property
     def stalls(self) -> tuple[Stall, ...]:
@@ -122,13 +134,20 @@ class Guard:
 
     def uninstall(self) -> None:
         """Stop, and leave nothing behind: no thread, timer, middleware, callback or patch."""
+        self._end()
+
+    def say_farewell(self) -> None:
+        """The same as the interpreter exits."""
+        self._end(exiting=True)
+
+    def _end(self, exiting: bool = False) -> None:
         self._hook.uninstall()
         for app in self._apps:
             app.leave()
         if self._engine is not None:
-            self._engine.stop()  # the last stalls still want their routes
+            self._engine.stop(exiting)  # the last stalls still want their routes
         self._apps.clear()
-        self._forked = False
+        self._dormant = False
         if self._farewell is not None:
             self._farewell.cancel()
             self._farewell = None
@@ -150,31 +169,31 @@ class Guard:
         engine, self._engine = self._engine, None
         self._held.clear()
         if engine is not None:
-            self._forked = True
+            self._dormant = True
             for app in self._apps:
                 app.leave()
             engine.abandon()
 
     @property
     def dormant(self) -> bool:
-        """Whether this is a forked child that has run no loop yet."""
-        return self._forked and self._engine is None
+        """Whether this waits for a loop to run: in a forked child, or where it was started so."""
+        return self._dormant and self._engine is None
 
     def revive(self) -> None:
-        """Guard a forked child anew."""
+        """Begin to watch, if dormant."""
         if self.dormant:
             self._engine = _Engine(self._config, self._apps)
             for app in self._apps:
                 self._engine.follow(app)
             self._engine.start()
-            self._say_farewell()
+            self._foresee_farewell()
 
-    def _say_farewell(self) -> None:
+    def _foresee_farewell(self) -> None:
         """Tell what is left also where this is a child of multiprocessing: such a one runs no exit handlers but those."""
         processes: Any = sys.modules.get("multiprocessing.process")
         util: Any = sys.modules.get("multiprocessing.util")
         if processes and util and processes.parent_process() is not None:
-            self._farewell = util.Finalize(None, self.uninstall, exitpriority=0)
+            self._farewell = util.Finalize(None, self.say_farewell, exitpriority=0)
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
         """A loop is about to run. Never raises: the loop is the user's."""
@@ -183,7 +202,7 @@ class Guard:
         except Exception:
             # No thread, no memory: then this child stays as it is. There is nothing yet to count it, or to tell.
             self._engine = None
-            self._forked = False
+            self._dormant = False
         return _nothing if self._engine is None else self._engine.begin(loop)
 
     def __enter__(self) -> Guard:
@@ -221,6 +240,10 @@ class _Engine:
         }
         self._probe = new_probe() if config.probe else None
         self._evidence["probe"] = self._probe is not None
+        self._delays = Delays()
+        self._threadpool = ThreadLimiters()
+        self._load = Load(lambda: self.watchdog.hearts)
+        self._metrics = self._new_metrics() if config.metrics else None
         self.reporter = Reporter(
             self._explainer().explain, self._subscriptions(), config.ignore, config.log
         )
@@ -245,10 +268,12 @@ class _Engine:
                 struck=partial(self.reporter.trouble, struck="watchdog"),
                 probe=self._probe,
                 note_others=others.note,
+                note_threadpool=self._threadpool.note,
+                delays=self._delays,
             ),
             budget_ns=int(config.budget * 1e9),
             congestion_ns=int(config.congested_from * 1e9),
-            hand_on=self.reporter.put,
+            hand_on=self._hand_on,
             surroundings=self._surroundings,
         )
 
@@ -260,6 +285,8 @@ class _Engine:
         self.reporter.start()
         self.watchdog.start()
         self._collector.start()
+        if self._metrics is not None:
+            self._metrics.start()
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -268,7 +295,8 @@ class _Engine:
         if loop is not None:
             self.begin(loop)
 
-    def stop(self) -> None:
+    def stop(self, exiting: bool = False) -> None:
+        """Where the interpreter is `exiting`, what was counted may still be collected: an SDK does so at its end."""
         if not self._running:
             return
         self._running = False
@@ -283,9 +311,13 @@ class _Engine:
             self._probe.close()
         self.reporter.stop(timeout=_LAST_WORDS)
         self._collector.stop()
+        if self._metrics is not None and not exiting:
+            self._metrics.stop()
 
     def abandon(self) -> None:
         self._running = False
+        if self._metrics is not None:
+            self._metrics.abandon()
         self.watchdog.abandon()
         self.reporter.abandon()
         if self._probe is not None:
@@ -313,6 +345,7 @@ class _Engine:
             "sink_errors": self.reporter.sink_errors,
             "watchdog_restarts": self.watchdog.restarts,
             "looks": self.watchdog.looks,
+            "delay_samples_lost": self._delays.lost,
             "in_flight": len(self._requests),
             "loops": sum(heart.loop.is_running() for heart in self.watchdog.hearts),
         }
@@ -378,12 +411,35 @@ class _Engine:
             all_of_them.append(Subscription("jsonl", lines, ongoing=True, close=lines.close))
         if config.traces:
             all_of_them.append(Subscription("spans", Spans(own_version())))
+        if self._metrics is not None:
+            unexplained = self._metrics.unexplained
+            all_of_them.append(Subscription("metrics", self._metrics, unexplained=unexplained))
         if config.on_stall is not None:
             all_of_them.append(Subscription("on_stall", partial(_call, config.on_stall)))
         if config.on_ongoing is not None:
             listener = partial(_call, config.on_ongoing)
             all_of_them.append(Subscription("on_ongoing", listener, final=False, ongoing=True))
         return all_of_them
+
+    def _new_metrics(self) -> Metrics:
+        sources = Sources(
+            counts=lambda: self.reporter.counts,
+            delays=self._delays.drain,
+            delays_lost=lambda: self._delays.lost,
+            utilization=self._load.read,
+            threadpool=self._threadpool.read,
+            watching=lambda: self._running and not self.watchdog.paused,
+            severity=self._severity,
+        )
+        return Metrics(sources, own_version(), lambda error: self.reporter.trouble(error))
+
+    def _severity(self, incident: Incident) -> Severity:
+        seconds = (incident.held.end_ns - incident.held.start_ns) / 1e9
+        return severity_of("unknown", seconds, self._config.severe_from, incident.phase)
+
+    def _hand_on(self, incident: Incident) -> None:
+        self._load.add(incident)
+        self.reporter.put(incident)
 
     def _explainer(self) -> Explainer:
         return Explainer(
@@ -431,7 +487,7 @@ _REST = 0.1
 _NOTHING: dict[str, int | float] = dict.fromkeys(
     (
         "stalls", "logged", "suppressed", "dropped", "exempt", "not_scheduled", "sink_errors", "troubles",
-        "watchdog_restarts", "looks", "in_flight", "loops",
+        "watchdog_restarts", "looks", "delay_samples_lost", "in_flight", "loops",
     ),
     0,
 )  # fmt: skip

@@ -7,14 +7,25 @@ import os
 import threading
 from collections.abc import Iterable
 from os import PathLike
-from typing import Any
+from typing import Any, NamedTuple
 
-from loopguard.config import PREFIX, AlreadyInstalledError, Listener, read_config
+from loopguard.config import PREFIX, AlreadyInstalledError, Config, Listener, read_config
 from loopguard.guard import Guard
 from loopguard.integrations.asgi import StarletteApp, WrappedApp
+from loopguard.integrations.served import ServedApps
 
 _lock = threading.RLock()  # what fails half-way is undone inside it
-_installed: tuple[Guard, object, object, object] | None = None
+_installed: _Installation | None = None
+
+
+class _Installation(NamedTuple):
+    """What is installed: for which application, as it was asked for, and what that meant."""
+
+    guard: Guard
+    app: object
+    asked: object
+    config: Config
+    without_code: bool = False
 
 
 def install(
@@ -55,17 +66,19 @@ def install(
         # As it was asked for, and what that meant: the same words may mean another directory by now.
         asked = arguments, {key: os.environ[key] for key in os.environ if key.startswith(PREFIX)}
         config = read_config(arguments)
-        if _installed is not None and _installed[0].dormant:
+        if _installed is not None and _installed.without_code:
+            _installed.guard.uninstall()
+        if _installed is not None and _installed.guard.dormant:
             # A forked child that runs no loop yet: it may go on as its parent did, or begin anew in its own way.
-            inherited = _installed[0]
-            if _installed[1] is app and _installed[3] == config:
-                inherited.revive()
-                return inherited
-            inherited.uninstall()
+            inherited = _installed
+            if inherited.app is app and inherited.config == config:
+                inherited.guard.revive()
+                return inherited.guard
+            inherited.guard.uninstall()
         if _installed is not None:
-            guard, installed_app, installed_asked, installed_config = _installed
-            if installed_app is app and (installed_asked == asked or installed_config == config):
-                return guard
+            same = asked == _installed.asked or config == _installed.config
+            if _installed.app is app and same:
+                return _installed.guard
             raise AlreadyInstalledError(
                 "loopguard is installed already, for another app or with other options; uninstall() it first"
             )
@@ -78,8 +91,8 @@ def install(
         except BaseException:
             guard.uninstall()
             raise
-        _installed = guard, app, asked, config
-        atexit.register(guard.uninstall)
+        _installed = _Installation(guard, app, asked, config)
+        atexit.register(guard.say_farewell)
         return guard
 
 
@@ -92,26 +105,67 @@ def wrap(app: Any, **options: Any) -> WrappedApp:
         ConfigError, AlreadyInstalledError: as `install()`; or `app` is no application.
     """
     wrapped = WrappedApp(app)
-    guard = _installed[0] if _installed is not None and not options else install(**options)
+    explicit = _installed is not None and not _installed.without_code
+    guard = _installed.guard if _installed and explicit and not options else install(**options)
     guard.follow(wrapped)
     return wrapped
 
 
+def install_without_code() -> Guard:
+    """Guard each loop from the first that runs, and follow each Starlette application that is served.
+
+    Where nothing is installed yet; an explicit `install()` replaces it. All options come from the environment, and
+    until a loop runs, nothing is started: every process of a command comes by here.
+
+    Raises:
+        ConfigError: as `install()`.
+    """
+    global _installed
+    with _lock:
+        if _installed is not None:
+            return _installed.guard
+        config = read_config({})
+        guard = Guard(config)
+
+        def follow(app: Any) -> None:
+            try:
+                guard.follow(StarletteApp(app))
+            except Exception as error:
+                guard.trouble(error)
+
+        def forget() -> None:
+            served.leave()
+            _forget(guard)
+
+        served = ServedApps(follow)
+        guard.start(on_uninstall=forget, with_next_loop=True)
+        if config.enabled:
+            served.enter()
+        _installed = _Installation(guard, None, None, config, without_code=True)
+        atexit.register(guard.say_farewell)
+        return guard
+
+
+def uninstall_without_code() -> None:
+    """Undo `install_without_code()`, unless an explicit `install()` has replaced it."""
+    if _installed is not None and _installed.without_code:
+        _installed.guard.uninstall()
+
+
 def uninstall() -> None:
     """Undo `install()`: nothing of it is left behind. Does nothing where nothing is installed."""
-    installed = _installed
-    if installed is not None:
-        installed[0].uninstall()
+    if _installed is not None:
+        _installed.guard.uninstall()
 
 
 def _before_fork() -> None:
     if _installed is not None:
-        _installed[0].before_fork()
+        _installed.guard.before_fork()
 
 
 def _after_fork_in_parent() -> None:
     if _installed is not None:
-        _installed[0].after_fork()
+        _installed.guard.after_fork()
 
 
 def _after_fork_in_child() -> None:
@@ -119,7 +173,7 @@ def _after_fork_in_child() -> None:
     global _lock
     _lock = threading.RLock()
     if _installed is not None:
-        _installed[0].fork()
+        _installed.guard.fork()
 
 
 if hasattr(os, "register_at_fork"):
@@ -133,6 +187,6 @@ if hasattr(os, "register_at_fork"):
 def _forget(guard: Guard) -> None:
     global _installed
     with _lock:
-        if _installed is not None and _installed[0] is guard:
+        if _installed is not None and _installed.guard is guard:
             _installed = None
-    atexit.unregister(guard.uninstall)
+    atexit.unregister(guard.say_farewell)

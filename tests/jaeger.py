@@ -158,7 +158,7 @@ def _start(binary: Path, folder: Path) -> tuple[subprocess.Popen[bytes], Jaeger]
     # once then. To let it choose (port 0) is no way out: it does not say what it chose.
     config, log = folder / "config.yaml", folder / "log"
     for _ in range(3):
-        http, grpc, query, query_grpc = _free_ports(4)
+        http, grpc, query, query_grpc = free_ports(4)
         config.write_text(json.dumps(_config(http, grpc, query, query_grpc)))  # JSON is YAML
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -209,7 +209,7 @@ def _config(http: int, grpc: int, query: int, query_grpc: int) -> dict[str, Any]
     }
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     # All open at once, so that no port is handed out twice.
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [int(each.getsockname()[1]) for each in sockets]

@@ -253,8 +253,6 @@ def test_a_working_directory_that_is_gone_is_no_reason_to_fail(
 @pytest.mark.parametrize(
     "name, value, variable",
     [
-        ("metrics", True, "1"),
-        ("metrics", "on", "on"),
         ("black_box", "somewhere", "somewhere"),
         ("profile_dir", "somewhere", "somewhere"),
     ],
@@ -264,12 +262,6 @@ def test_an_option_that_is_not_built_is_refused(name: str, value: object, variab
     named = f"LOOPGUARD_{name.upper()}"
     said = f"{name}={variable!r} (from environment variable {named}): {NOT_BUILT}"
     assert refused({}, {named: variable}) == said
-
-
-@pytest.mark.parametrize("name", ["metrics"])
-def test_to_switch_off_what_is_not_built_asks_for_nothing(name: str) -> None:
-    assert read_config({name: False}, {}) == read_config({}, {})
-    assert read_config({}, {f"LOOPGUARD_{name.upper()}": "0"}) == read_config({}, {})
 
 
 def test_a_secret_is_told_by_its_length_only() -> None:

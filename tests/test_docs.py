@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import loopguard
 from loopguard.record import Cause, Stall
+from loopguard.tell import metrics
 from loopguard.tell.log import stall_fields
 from loopguard.tell.spans import Spans
 from tests.records import make_report, make_stall
@@ -52,6 +53,22 @@ def test_the_span_page_names_each_attribute() -> None:
     named = _first_column(_section("Span")) - {"attribute"}
     page = {f"loopguard.stall{name}" if name.startswith(".") else name for name in named}
     assert set(span.attributes or {}) <= page
+
+
+def test_the_metrics_page_names_each_instrument_with_its_kind_and_unit() -> None:
+    kinds = {"histogram": metrics.HISTOGRAMS, "counter": metrics.COUNTERS, "gauge": metrics.GAUGES}
+    emitted = {(m.name, f"{kind}, {m.unit}") for kind, each in kinds.items() for m in each}
+    rows = [line.split("|") for line in _section("Metrics").splitlines() if "`loopguard." in line]
+    told = {(row[1].strip(" `"), row[2].strip()) for row in rows if row[0] == ""}
+    assert told == emitted
+    assert all(
+        len(row) == 6 and all(cell.strip() for cell in row[1:5]) for row in rows if row[0] == ""
+    )
+
+
+def test_the_metrics_page_names_each_attribute() -> None:
+    for attribute in (metrics.CAUSE, metrics.SEVERITY, metrics.ROUTE, metrics.REASON):
+        assert f"`{attribute}`" in _section("Metrics")
 
 
 def test_the_statistics_page_names_each_count() -> None:

@@ -22,7 +22,8 @@ DATA = {"record", "config", "evidence", "exempt"}
 ENGINE = {"capture", "explain", "watch", "tell"}
 
 # Which rooms each room may import from, besides itself. A room is a folder of `loopguard`, or a file beside them;
-# "loopguard" is the front door, `loopguard/__init__.py`.
+# "loopguard" is the front door, `loopguard/__init__.py`. Of the doors to others' worlds some stand below the
+# installation, which opens them; the others install.
 MAY_IMPORT: dict[str, set[str]] = {
     "record": set(),
     "config": {"record"},
@@ -34,8 +35,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "watch": DATA | {"capture", "lasting"},
     "tell": DATA | {"lasting"},
     "guard": DATA | ENGINE,
-    "integrations": DATA | {"capture", "explain", "guard"},
-    "installation": DATA | {"guard", "integrations"},
+    "integrations.asgi": DATA | {"capture", "explain", "guard"},
+    "integrations.served": set(),
+    "installation": DATA | {"guard", "integrations.asgi", "integrations.served"},
+    "integrations": DATA | {"installation"},
     "loopguard": DATA | {"guard", "installation"},
     "cli": DATA | {"tell", "loopguard"},
     "__main__": {"cli"},
@@ -91,13 +94,22 @@ def is_module(name: str) -> bool:
 
 def room_of(file: str) -> str:
     parts = Path(file).with_suffix("").parts
-    return "loopguard" if parts == ("__init__",) else parts[0]
+    return "loopguard" if parts == ("__init__",) else _room(parts)
 
 
 def room_entered(module: str) -> str | None:
     """The room that an import opens; None where it is not of this house."""
     first, _, rest = module.partition(".")
-    return None if first != "loopguard" else rest.partition(".")[0] or "loopguard"
+    return None if first != "loopguard" else _room(tuple(rest.split("."))) or "loopguard"
+
+
+def _folder(room: str) -> str:
+    return room.partition(".")[0]
+
+
+def _room(parts: tuple[str, ...]) -> str:
+    file = ".".join(parts[:2])
+    return file if file in MAY_IMPORT else parts[0]
 
 
 def violations(house: Path) -> list[str]:
@@ -115,10 +127,11 @@ def forbidden(each: Import) -> Iterator[str]:
     room, entered = room_of(each.file), room_entered(each.module)
     if room not in MAY_IMPORT:
         yield f"no floor is known for {room}"
+    elif entered is not None and _folder(entered) == _folder(room) and _folder(room) in APART:
+        if Path(each.file).stem not in each.module.split("."):
+            yield f"the doors in {_folder(room)} stand apart"
     elif entered is not None and entered != room and entered not in MAY_IMPORT[room]:
         yield f"{room} may not import {entered}"
-    if entered == room and room in APART and Path(each.file).stem != each.module.split(".")[-1]:
-        yield f"the doors in {room} stand apart"
     top = each.module.partition(".")[0]
     if each.file.startswith(PURE) and top in IMPURE:
         yield f"{each.file} is pure"
@@ -189,7 +202,10 @@ def test_every_room_has_its_floor() -> None:
         ("guard.py", "import loopguard.cli as c", "guard may not import cli"),
         ("integrations/x.py", "from .asgi import Layer", "the doors in integrations stand apart"),
         ("integrations/x.py", "from loopguard.integrations import asgi", "stand apart"),
-        ("integrations/x.py", "import loopguard.installation", "may not import installation"),
+        ("integrations/x.py", "import loopguard.guard", "integrations may not import guard"),
+        ("integrations/asgi.py", "import loopguard.installation", "may not import installation"),
+        ("integrations/asgi.py", "from . import served", "the doors in integrations stand apart"),
+        ("installation.py", "import loopguard.integrations.x", "may not import integrations"),
         ("installation.py", "import loopguard.cli", "installation may not import cli"),
         ("installation.py", "from . import uninstall", "installation may not import loopguard"),
         ("__init__.py", "from loopguard.cli import main", "loopguard may not import cli"),
@@ -235,6 +251,7 @@ def test_a_planted_violation_is_named_wherever_it_hides(around: str, tmp_path: P
         ("explain/x.py", "from loopguard.explain.call import y\nfrom . import paths"),
         ("cli/demo/x.py", "import loopguard\nfrom loopguard.cli.demo import z\nimport threading"),
         ("installation.py", "from loopguard.integrations import asgi\nimport threading"),
+        ("integrations/x.py", "from loopguard.installation import install\nimport threading"),
     ],
 )
 def test_what_is_allowed_is_not_named(file: str, source: str, tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ def test_the_options_are_those_that_install_takes() -> None:
 
 
 def test_links_lead_to_files_of_the_project() -> None:
-    targets = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    targets = [
+        link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link
+    ]
     assert targets
     assert [target for target in targets if not (ROOT / target).is_file()] == []

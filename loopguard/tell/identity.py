@@ -7,12 +7,14 @@ import socket
 import time
 import uuid
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from loopguard.record import Process
 from loopguard.tell.resource import resource_attributes
 
 
+@cache
 def own_version() -> str | None:
     """The version of loopguard that is installed; None where it runs from a bare checkout."""
     try:

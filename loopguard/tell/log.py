@@ -15,6 +15,7 @@ import structlog
 
 from loopguard.record import Holder, Severity, Stall
 from loopguard.tell.jsonl import json_line
+from loopguard.tell.logs_signal import emit_unless_logged
 from loopguard.tell.printable import printable
 from loopguard.tell.report import Report
 from loopguard.tell.resource import resource_attributes
@@ -84,7 +85,7 @@ def log_event(level: Severity, event: str, fields: Mapping[str, object]) -> None
     """Log one event: by the user's structlog, else by their logging, else as a line of JSON on stderr.
 
     Which one is decided anew for each event, for an application may configure its log after us; nothing is configured
-    here. Fields that are None are left out, and texts are made printable. No field may be called like an attribute of
+    here. What does not come to OpenTelemetry that way is its Logs signal besides. Fields that are None are left out, and texts are made printable. No field may be called like an attribute of
     `logging.LogRecord`.
     """
     values = {key: _plain(value) for key, value in fields.items()}
@@ -93,17 +94,27 @@ def log_event(level: Severity, event: str, fields: Mapping[str, object]) -> None
     # `dictConfig` and `fileConfig` do this by default to every logger that they do not name. Nobody means ours by it:
     # whoever wants silence sets a level, or the option `log`.
     logger.disabled = False
-    if structlog.is_configured() and _by_structlog(level, event, values):
-        return
-    if logger.hasHandlers():
-        logger.log(_LEVELS[level], event, extra=values)
-    else:
+    emit_unless_logged(level, event, values, _written(level, event, values, logger))
+
+
+def _written(
+    level: Severity, event: str, values: dict[str, object], logger: logging.Logger
+) -> object:
+    """Write the event; gives the logger that it came to in the end, None for stderr."""
+    if structlog.is_configured():
+        innermost = _innermost_logger()
+        if _by_structlog(innermost, level, event, values):
+            return innermost
+    if not logger.hasHandlers():
         _by_stderr(level, event, values)
+        return None
+    logger.log(_LEVELS[level], event, extra=values)
+    return logger
 
 
-def _by_structlog(level: Severity, event: str, values: dict[str, object]) -> bool:
+def _by_structlog(innermost: Any, level: Severity, event: str, values: dict[str, object]) -> bool:
     """Whether the user's own configuration took the event."""
-    outcome = getattr(_bound_logger(level), level)(event, **values)
+    outcome = getattr(_bound_logger(innermost, level), level)(event, **values)
     if inspect.iscoroutine(outcome):
         # Their innermost logger is asynchronous: nothing was written yet, and there is no loop here to await it.
         outcome.close()
@@ -111,7 +122,7 @@ def _by_structlog(level: Severity, event: str, values: dict[str, object]) -> boo
     return True
 
 
-def _bound_logger(level: Severity) -> Any:
+def _bound_logger(innermost: Any, level: Severity) -> Any:
     """The user's bound logger, or the synchronous kind where theirs has coroutines for methods.
 
     structlog's `AsyncBoundLogger` cannot even be made here, for it asks for the running loop; what it wraps (as its
@@ -120,7 +131,7 @@ def _bound_logger(level: Severity) -> Any:
     wrapper = structlog.get_config()["wrapper_class"]
     if inspect.iscoroutinefunction(getattr(wrapper, level, None)):
         wrapper = structlog.stdlib.BoundLogger
-    return structlog.wrap_logger(_innermost_logger(), wrapper_class=wrapper).bind()
+    return structlog.wrap_logger(innermost, wrapper_class=wrapper).bind()
 
 
 def _innermost_logger() -> Any:

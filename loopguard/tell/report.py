@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
 
+from loopguard.evidence import Incident
 from loopguard.record import Stall
 
 
@@ -38,7 +39,7 @@ Sink = Callable[[Report], None]
 class Subscription:
     """A sink that is to hear of stalls: of final records, of those that are still going on, or of both.
 
-    `close` ends the sink, on its own thread.
+    `close` ends the sink, on its own thread. `unexplained` hears of a stall that no sink gets a record of.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Subscription:
     final: bool = True
     ongoing: bool = False
     close: Callable[[], object] | None = None
+    unexplained: Callable[[Incident], object] | None = None
 
     def wants(self, stall: Stall) -> bool:
         return self.ongoing if stall.ongoing else self.final

@@ -199,6 +199,9 @@ class Reporter:
             with self._changed:
                 self.counts.stalls += 1
                 self.counts.dropped += 1
+            for subscription, outlet in self._outlets:
+                if subscription.unexplained is not None:
+                    outlet.put(partial(subscription.unexplained, incident))
 
     def _tell(self, incident: Incident) -> None:
         explained = self._explain(incident)

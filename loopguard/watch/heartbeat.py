@@ -13,11 +13,13 @@ from time import monotonic_ns, thread_time_ns
 from types import CodeType
 from typing import NamedTuple
 
-from loopguard.capture.clocks import RunDelay
+from loopguard.capture.clocks import RunDelay, thread_cpu_ns
 from loopguard.capture.looks import Subject
 from loopguard.capture.probe import Probe, ProbeTimer
 from loopguard.capture.stacks import depth_of
 from loopguard.evidence import LateBeat
+from loopguard.watch.delays import Delays, Ring
+from loopguard.watch.load import Spent
 from loopguard.watch.loops import foreseen_base
 from loopguard.watch.timer import Alarm
 
@@ -48,7 +50,7 @@ class Watching:
     """What all heartbeats share; `pace` is replaced when the budget changes, and read at each beat.
 
     Failures of ours go to `trouble`, and to `struck` those that break off the watchdog.
-    `probe` is None where there is none.
+    `probe` is None where there is none. How late each beat was goes to `delays`.
     """
 
     pace: Pace
@@ -58,6 +60,8 @@ class Watching:
     struck: Callable[[BaseException], None]
     probe: Probe | None
     note_others: Callable[[int], None]
+    note_threadpool: Callable[[int], None]
+    delays: Delays
 
 
 class Heartbeat:
@@ -81,7 +85,11 @@ class Heartbeat:
         self.due_ns = 0
         self.watched_ns = 0
         self.stopped = False
+        self.thread_id = threading.get_ident()
+        self.began = Spent(monotonic_ns(), thread_time_ns())
         self._shared = shared
+        self._native_id = threading.get_native_id()
+        self._ring: Ring | None = shared.delays.ring()
         self.probe = self._new_probe(threading.get_native_id())
         self._run_delay = RunDelay(threading.get_native_id())
         self._cpu_ns = 0
@@ -109,8 +117,10 @@ class Heartbeat:
         if self.subject is not None:
             now = monotonic_ns()
             if now - self.due_ns >= self._shared.pace.slack_ns:
+                self._count(now)
                 self.late.append(self.overdue(now, thread_time_ns()))
             self.watched_ns += now - self.last_ns
+        self._give_back_ring()
         self._run_delay.close()
         self.give_up_probe()
         self.alarm.arm(1)
@@ -119,8 +129,15 @@ class Heartbeat:
         """The loop has stopped some time ago. On any thread, for nothing of it runs."""
         self.stopped = True
         self._handle.cancel()
+        self._give_back_ring()
         self._run_delay.close()
         self.give_up_probe()
+
+    def _give_back_ring(self) -> None:
+        """Once: the next loop may have it by now."""
+        ring, self._ring = self._ring, None
+        if ring is not None:
+            self._shared.delays.give_back(ring)
 
     def _new_probe(self, native_id: int) -> ProbeTimer | None:
         try:
@@ -173,9 +190,11 @@ class Heartbeat:
             now = monotonic_ns()
             slack = self._shared.pace.slack_ns
             self.watched_ns += now - self.last_ns
+            self._count(now)
             if now - self.due_ns < slack:
                 self._next(now)
                 self._shared.note_others(now)
+                self._shared.note_threadpool(now)
                 self.alarm.arm(self.due_ns + slack)
             else:
                 self.late.append(self.overdue(now, thread_time_ns()))
@@ -183,6 +202,12 @@ class Heartbeat:
                 self.alarm.arm(1)
         except Exception as error:
             self._shared.trouble(error)
+
+    def _count(self, now: int) -> None:
+        """Keep how late a beat is. One that was called early, as when the budget changes, says nothing of the loop."""
+        late, pace = now - self.due_ns, self._shared.pace
+        if late > -pace.slack_ns and self._ring is not None:
+            self._ring.write(max(0, late), pace.interval_ns)
 
     def _next(self, now: int) -> None:
         self._note(now)
@@ -208,6 +233,15 @@ class Heartbeat:
         if self._noted is None:
             delay = self._run_delay.read()
             self._noted = None if delay is None else (monotonic_ns(), delay)
+
+    def spent(self) -> Spent:
+        """What its thread has spent until now; until its last beat, where the system does not tell of other threads."""
+        now, cpu_ns = monotonic_ns(), thread_cpu_ns(self._native_id)
+        if cpu_ns is None:
+            return Spent(self.last_ns, self._cpu_ns)
+        if self.late or now - self.due_ns < self._shared.pace.slack_ns:
+            return Spent(now, cpu_ns)
+        return Spent(now, cpu_ns, max(0, now - self.due_ns - (cpu_ns - self._cpu_ns)))
 
     def overdue(self, now: int, cpu_ns: int | None) -> LateBeat:
         """The beat that is late by now, as if it had come. `cpu_ns` is the CPU clock of the loop's thread, if known."""

@@ -150,6 +150,10 @@ class Watchdog:
         self._paused = False
 
     @property
+    def paused(self) -> bool:
+        return self._paused
+
+    @property
     def hearts(self) -> list[Heartbeat]:
         return [watch.heart for watch in list(self._watches.values()) if not watch.heart.stopped]
 
