@@ -143,23 +143,30 @@ class Jaeger:
 
 
 @contextmanager
-def running_jaeger(binary: Path) -> Iterator[Jaeger]:
-    """A Jaeger of our own, with an empty memory, on free ports of 127.0.0.1."""
+def running_jaeger(binary: Path, processors: Mapping[str, Any] | None = None) -> Iterator[Jaeger]:
+    """A Jaeger of our own, with an empty memory, on free ports of 127.0.0.1.
+
+    What it is sent goes through `processors`, in that order: it is a Collector.
+    """
     with tempfile.TemporaryDirectory(prefix="loopguard-jaeger-") as folder:
-        process, jaeger = _start(binary, Path(folder))
+        process, jaeger = _start(binary, Path(folder), processors or {})
         try:
             yield jaeger
         finally:
             _end(process)
 
 
-def _start(binary: Path, folder: Path) -> tuple[subprocess.Popen[bytes], Jaeger]:
+def _start(
+    binary: Path, folder: Path, processors: Mapping[str, Any]
+) -> tuple[subprocess.Popen[bytes], Jaeger]:
     # Between choosing a free port and Jaeger's taking it somebody else may take it; Jaeger ends at
     # once then. To let it choose (port 0) is no way out: it does not say what it chose.
     config, log = folder / "config.yaml", folder / "log"
     for _ in range(3):
         http, grpc, query, query_grpc = free_ports(4)
-        config.write_text(json.dumps(_config(http, grpc, query, query_grpc)))  # JSON is YAML
+        config.write_text(
+            json.dumps(_config(http, grpc, query, query_grpc, processors))
+        )  # JSON is YAML
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [binary, "--config", config],
@@ -181,7 +188,9 @@ def _start(binary: Path, folder: Path) -> tuple[subprocess.Popen[bytes], Jaeger]
     raise RuntimeError(f"{binary} does not start:\n{log.read_text(errors='replace')[-3000:]}")
 
 
-def _config(http: int, grpc: int, query: int, query_grpc: int) -> dict[str, Any]:
+def _config(
+    http: int, grpc: int, query: int, query_grpc: int, processors: Mapping[str, Any]
+) -> dict[str, Any]:
     """Without any, Jaeger listens on 16 ports of all interfaces, and traces itself."""
 
     def on(port: int) -> dict[str, str]:
@@ -198,11 +207,16 @@ def _config(http: int, grpc: int, query: int, query_grpc: int) -> dict[str, Any]
             },
         },
         "receivers": {"otlp": {"protocols": {"http": on(http), "grpc": on(grpc)}}},
+        "processors": dict(processors),
         "exporters": {"jaeger_storage_exporter": {"trace_storage": "memory"}},
         "service": {
             "extensions": ["jaeger_storage", "jaeger_query"],
             "pipelines": {
-                "traces": {"receivers": ["otlp"], "exporters": ["jaeger_storage_exporter"]}
+                "traces": {
+                    "receivers": ["otlp"],
+                    "processors": list(processors),
+                    "exporters": ["jaeger_storage_exporter"],
+                }
             },
             "telemetry": {"metrics": {"level": "none"}, "logs": {"level": "warn"}},
         },

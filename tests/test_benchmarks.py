@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -71,3 +72,28 @@ def test_the_peers_watch_the_same_cases(tmp_path: Path) -> None:
     for counts in figures.values():
         assert {name: of for name, (_, of) in counts.items()} == dict.fromkeys(columns, 1)
     assert all(figures[name]["found"] == [1, 1] for name in ("loopguard", "aiocop", "livekit"))
+
+
+def test_what_sampling_leaves_of_stalls_is_counted_at_each_rate() -> None:
+    """Where all is sampled each stall has its span, and where nothing is, log and metrics still have each."""
+    pytest.importorskip("opentelemetry.sdk")
+    pytest.importorskip("opentelemetry.instrumentation.fastapi")
+    pytest.importorskip("httpx")
+    script = ROOT / "benchmarks" / "sampling.py"
+    command = [sys.executable, str(script), "--stalls", "5", "--rates", "0,100"]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    _, _, none, every = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()]
+    assert (none[0], every[0]) == ("0 %", "100 %")
+    assert int(none[1]) >= 4
+    assert int(every[1]) >= 4
+    assert none[2].endswith("(100.0 %)")
+    assert every[2].endswith("(100.0 %)")
+    assert [cell.split()[0] for cell in none[3:5]] == ["0", "0"]
+    assert every[3].endswith("(100.0 %)")
