@@ -83,12 +83,16 @@ def _cache() -> Path:
 
 @dataclass(frozen=True)
 class Jaeger:
-    """A running one. The three addresses, and what it says of the spans that it was sent."""
+    """A running one. Its addresses, and what it says of the spans that it was sent.
+
+    `scraped` is where its Prometheus exporter shows the metrics that it was sent, where it was asked for one.
+    """
 
     otlp_http: str
     otlp_grpc: str
     query: str
     pid: int
+    scraped: str | None = None
 
     def trace_v3(self, trace_id: str) -> list[Span]:
         """All spans of a trace, by start; none where Jaeger does not know the trace (yet)."""
@@ -143,13 +147,16 @@ class Jaeger:
 
 
 @contextmanager
-def running_jaeger(binary: Path, processors: Mapping[str, Any] | None = None) -> Iterator[Jaeger]:
+def running_jaeger(
+    binary: Path, processors: Mapping[str, Any] | None = None, metrics: bool = False
+) -> Iterator[Jaeger]:
     """A Jaeger of our own, with an empty memory, on free ports of 127.0.0.1.
 
-    What it is sent goes through `processors`, in that order: it is a Collector.
+    It is a Collector too: what it is sent goes through `processors`, in that order, and with `metrics` it takes those, for
+    a Prometheus.
     """
     with tempfile.TemporaryDirectory(prefix="loopguard-jaeger-") as folder:
-        process, jaeger = _start(binary, Path(folder), processors or {})
+        process, jaeger = _start(binary, Path(folder), processors or {}, metrics)
         try:
             yield jaeger
         finally:
@@ -157,16 +164,19 @@ def running_jaeger(binary: Path, processors: Mapping[str, Any] | None = None) ->
 
 
 def _start(
-    binary: Path, folder: Path, processors: Mapping[str, Any]
+    binary: Path, folder: Path, processors: Mapping[str, Any], metrics: bool
 ) -> tuple[subprocess.Popen[bytes], Jaeger]:
     # Between choosing a free port and Jaeger's taking it somebody else may take it; Jaeger ends at
     # once then. To let it choose (port 0) is no way out: it does not say what it chose.
     config, log = folder / "config.yaml", folder / "log"
     for _ in range(3):
-        http, grpc, query, query_grpc = free_ports(4)
-        config.write_text(
-            json.dumps(_config(http, grpc, query, query_grpc, processors))
-        )  # JSON is YAML
+        http, grpc, query, query_grpc, *scraped = free_ports(5 if metrics else 4)
+        whole = _config(http, grpc, query, query_grpc, processors)
+        for port in scraped:
+            whole["exporters"]["prometheus"] = {"endpoint": f"127.0.0.1:{port}"}
+            pipeline = {"receivers": ["otlp"], "exporters": ["prometheus"]}
+            whole["service"]["pipelines"]["metrics"] = pipeline
+        config.write_text(json.dumps(whole))  # JSON is YAML
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [binary, "--config", config],
@@ -179,6 +189,7 @@ def _start(
             otlp_grpc=f"http://127.0.0.1:{grpc}",
             query=f"http://127.0.0.1:{query}",
             pid=process.pid,
+            scraped=f"http://127.0.0.1:{scraped[0]}/metrics" if scraped else None,
         )
         if _becomes_ready(process, jaeger, grpc):
             return process, jaeger

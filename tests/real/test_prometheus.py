@@ -24,6 +24,7 @@ for needed in ("fastapi", "uvicorn", "opentelemetry.exporter.prometheus"):
     )
 
 from loopguard.tell import metrics  # noqa: E402
+from tests.jaeger import find_jaeger, running_jaeger  # noqa: E402
 from tests.prometheus import Prometheus, Series, find_prometheus, running_prometheus  # noqa: E402
 from tests.real.server import ROOT, Child, Row, read_rows, wait_until  # noqa: E402
 
@@ -197,6 +198,57 @@ def test_prometheus_takes_the_rules_and_promtool_finds_them_right(shop: Shop) ->
     assert promtool is not None, "Debian's package brings both"
     checked = subprocess.run([promtool, "check", "rules", ALERTS], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+PUSHED = """
+import asyncio, time
+import anyio.to_thread
+from opentelemetry import metrics
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+import loopguard
+
+provider = MeterProvider([PeriodicExportingMetricReader(OTLPMetricExporter())])
+metrics.set_meter_provider(provider)
+guard = loopguard.install(log=False)
+
+async def main():
+    await anyio.to_thread.run_sync(time.sleep, 0.1)
+    with loopguard.allow_blocking("once a day"):
+        time.sleep(0.3)
+    await asyncio.sleep(0.3)
+    time.sleep(0.4)
+    await asyncio.sleep(1.5)
+    guard.flush()
+    await asyncio.to_thread(provider.force_flush)
+
+asyncio.run(main())
+"""
+
+
+def test_the_queries_ask_for_the_names_that_come_through_a_collector_too(tmp_path: Path) -> None:
+    """There a gauge of unit 1 gets an ending that it does not have when it is scraped."""
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the extra `otlp`")
+    binary = find_jaeger()
+    if binary is None:
+        pytest.skip("no Jaeger here, which is a Collector: build one with .ci/jaeger")
+    with running_jaeger(binary, metrics=True) as collector:
+        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.otlp_http}
+        child = Child(["-c", PUSHED], tmp_path / "log", variables)
+        assert child.process.wait(60) == 0, child.read()
+        assert collector.scraped is not None
+        text = httpx.get(collector.scraped, trust_env=False).text
+    names = set(re.findall(r"^(loopguard_\w+)", text, re.MULTILINE))
+    asked = set(
+        re.findall(r"loopguard_[a-z_]+(?:\(_ratio\)\?)?", "".join(q.expression for q in queries()))
+    )
+    labels = {"loopguard_stall_cause", "loopguard_stall_severity", "loopguard_exempt_reason"}
+    nobody_waited = {name for name in asked if name.startswith("loopguard_request_delay")}
+    unanswered = asked - labels - nobody_waited
+    unanswered -= {each for each in unanswered if any(re.fullmatch(each, name) for name in names)}
+    assert unanswered == set()
+    assert "loopguard_up_ratio" in names
 
 
 def test_each_metric_is_on_the_dashboard() -> None:
