@@ -33,7 +33,7 @@ from loopguard.tell.report import Subscription
 from loopguard.tell.reporter import LONGEST_QUEUE, Counts, Reporter
 from tests.holding import BUDGET, LOOPS, hold, run
 from tests.records import REQUEST, make_report, make_stall
-from tests.test_delays import incident
+from tests.test_eventloop_delay import incident
 
 ROOT = Path(__file__).resolve().parents[1]
 OFFERED = [*metrics.HISTOGRAMS, *metrics.COUNTERS, *metrics.GAUGES]
