@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import pytest
 
 import loopguard
+from loopguard.tell import metrics
 
 T = TypeVar("T")
 
@@ -73,6 +74,7 @@ def left_in_process() -> dict[str, object]:
         "signals": [(number, signal.getsignal(number)) for number in signal.valid_signals()],
         "collector": list(gc.callbacks),
         "run_forever": [vars(kind).get("run_forever") for kind in loops],
+        "metrics": metrics._asked.metrics,
         "trace": (sys.gettrace(), sys.getprofile(), threading.gettrace(), threading.getprofile()),
     }
 

@@ -21,7 +21,7 @@ _SEVERITIES = {
     "warning": (SeverityNumber.WARN, "WARN"),
     "error": (SeverityNumber.ERROR, "ERROR"),
 }
-# Until 1.37 the API took a record of the SDK's own kind, of which the API alone knows nothing.
+# Before 1.38 an SDK took only records of its own kind, of which the API alone knows nothing.
 _TAKES_FIELDS = "body" in inspect.signature(_logs.Logger.emit).parameters
 
 
@@ -31,7 +31,7 @@ def emit_unless_logged(
     """Emit an event that was written by `logger`, unless that has brought it to OpenTelemetry already.
 
     Where it is of the logging module and its level keeps the event out, nobody wants it. Without a logger provider
-    nothing comes of it. In the current context: its span is on the record.
+    nothing comes of it, nor with an API before 1.38. In the current context: its span is on the record.
     """
     own = getattr(logger, "logger", logger)  # a LoggerAdapter's
     if isinstance(own, logging.Logger) and (
