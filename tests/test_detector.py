@@ -89,6 +89,15 @@ def test_looks_that_found_the_loop_idle_are_held_against_nobody() -> None:
     assert judge(beat(140), idle(60), idle(80), look(120), look(138)) == []
 
 
+@pytest.mark.parametrize("index, end", [(0, 411), (None, 405)], ids=["asyncio", "uvloop"])
+def test_behind_it_asyncio_beats_at_once_and_uvloop_may_wait_for_the_beat(
+    index: int | None, end: int
+) -> None:
+    """Its wait is reckoned from the iteration's start. The CPU clock tells for how long the callback computed on."""
+    looks = [look(at, iteration=turn(1, index), cpu=at) for at in range(55, 400, 15)]  # to 385 ms
+    assert judge(beat(440, cpu=405), *looks, idle(411), idle(430))[0][2] == end
+
+
 def test_idle_all_the_time_and_late_by_a_budget_is_a_stall_without_a_callback() -> None:
     """It was not run, or waited for the GIL: the cause will say."""
     assert judge(beat(160), idle(60), idle(100)) == [(25, 25, 160)]

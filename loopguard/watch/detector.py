@@ -66,10 +66,7 @@ def find_stalls(
         error = max(_reach(start, likely, group[0], beat), _least_error(beat))
         end = beat.at_ns
         if after is not None:
-            following = seen[place + 1][0]
-            between = (after.earliest_ns + after.likely_ns) // 2
-            idle = following.key is None
-            end = max(certain_end, _idle_since(group[-1], following, beat) if idle else between)
+            end = max(certain_end, _until(group[-1], seen[place + 1][0], after, beat))
         held.append(Held(likely, error, end, group, beat))
     return held
 
@@ -106,6 +103,13 @@ def _end_of(last: Look, beat: LateBeat, looks: Sequence[Look]) -> int:
     if after is None:
         return beat.at_ns
     return _idle_since(last, after, beat) if after.key is None else after.at_ns
+
+
+def _until(last: Look, following: Look, start: _Start, beat: LateBeat) -> int:
+    """When the callback was over that was last seen in that look, and the next began, or the loop had none."""
+    if following.key is None:
+        return _idle_since(last, following, beat)
+    return (start.earliest_ns + start.likely_ns) // 2
 
 
 def _idle_since(last: Look, idle: Look, beat: LateBeat) -> int:

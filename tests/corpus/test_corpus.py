@@ -10,6 +10,7 @@ import pytest
 
 from tests.corpus.cases import CASES, MARKS
 from tests.corpus.judge import excuse, judge
+from tests.corpus.matrix import PAGE
 from tests.corpus.run import Row, run_cases
 from tests.corpus.world import world
 from tests.holding import UVLOOP
@@ -75,6 +76,14 @@ def test_the_corpus_is_as_large_as_it_is_said_to_be() -> None:
     }
     assert set(causes) == expected
     assert all(causes.count(cause) >= 4 for cause in expected)
+
+
+def test_the_page_says_how_large_it_is() -> None:
+    stalls = [case for case in CASES.values() if not case.innocent]
+    page = " ".join(PAGE.read_text().split())
+    assert f"holds {len(stalls)} stalls" in page
+    assert f"and {len(CASES) - len(stalls)} cases of slow or busy code" in page
+    assert f"{sum(case.served for case in stalls)} of the stalls are requests" in page
 
 
 def test_the_core_has_a_case_of_every_cause_and_one_that_is_innocent() -> None:
