@@ -51,6 +51,7 @@ class Config:
     enabled: bool = True
     in_app: tuple[str, ...] = ()
     probe: bool = True
+    black_box: Path | None = None
     source: bool = True
     root: Path = field(default_factory=_working_directory)
 
@@ -174,6 +175,14 @@ def _directory(name: str, value: object, source: str) -> Path:
     return path
 
 
+def _own_directory(name: str, value: object, source: str) -> Path:
+    """A directory in which files can be made, found and taken away."""
+    path = _directory(name, value, source)
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        _refuse(name, value, "must be a directory that this process may read and write", source)
+    return path
+
+
 def _writable_file(name: str, value: object, source: str) -> Path:
     """A file that can be appended to, or made. It is not made here: another option may still be refused."""
     path = _path(name, value, source)
@@ -217,12 +226,12 @@ _READERS: dict[str, _Reader] = {
     "enabled": _switch,
     "in_app": _names,
     "probe": _switch,
+    "black_box": _own_directory,
     "source": _switch,
     "root": _directory,
 }
 
 _NOT_BUILT = (
-    "black_box",
     "profile_token",
     "profile_dir",
 )

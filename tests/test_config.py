@@ -179,6 +179,8 @@ def test_a_bad_variable_is_refused_with_value_limit_and_source(
         ("root", 7, "7", "must be a path"),
         ("root", "", "''", "must be a path"),
         ("root", "a\0b", r"'a\x00b'", "must be a directory"),
+        ("black_box", "nowhere", "'nowhere'", "must be a directory"),
+        ("black_box", __file__, repr(__file__)[:100], "must be a directory"),
         ("jsonl", "", "''", "must be a path"),
         ("jsonl", True, "True", "must be a path"),
         ("jsonl", b"stalls.jsonl", "b'stalls.jsonl'", "must be a path"),
@@ -253,7 +255,6 @@ def test_a_working_directory_that_is_gone_is_no_reason_to_fail(
 @pytest.mark.parametrize(
     "name, value, variable",
     [
-        ("black_box", "somewhere", "somewhere"),
         ("profile_dir", "somewhere", "somewhere"),
     ],
 )
@@ -307,7 +308,8 @@ def traces_left() -> dict[str, object]:
         (lambda **rest: loopguard.install(budget=0, **rest), "budget=0 (from argument budget)"),
         (lambda **rest: loopguard.install(root="no-such-directory", **rest), "must be a directory"),
         (lambda **rest: loopguard.wrap(Foreign(), budget="soon", **rest), "budget='soon'"),
-        (lambda **rest: loopguard.install(black_box="x", **rest), NOT_BUILT),
+        (lambda **rest: loopguard.install(profile_dir="x", **rest), NOT_BUILT),
+        (lambda **rest: loopguard.install(black_box="nowhere", **rest), "must be a directory"),
     ],
 )
 def test_a_refused_install_leaves_nothing(
