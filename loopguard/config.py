@@ -55,13 +55,19 @@ class Config:
     source: bool = True
     root: Path = field(default_factory=_working_directory)
 
-    def with_budget(self, budget: object) -> Config:
-        """The same options with another budget, checked as at install.
+    def with_threshold(self, name: str, seconds: object) -> Config:
+        """The same options with another `budget`, `error_budget` or `congestion_budget`, checked as at install.
+
+        The latter two follow the budget again where they are None.
 
         Raises:
-            ConfigError: the budget is no number of seconds within the limits.
+            ConfigError: it is no number of seconds within the limits.
         """
-        return replace(self, budget=_seconds("budget", budget, "assignment to Guard.budget"))
+        follows = seconds is None and name != "budget"
+        changed: dict[str, Any] = {
+            name: None if follows else _seconds(name, seconds, f"assignment to Guard.{name}")
+        }
+        return replace(self, **changed)
 
     @property
     def severe_from(self) -> float:

@@ -116,7 +116,36 @@ class Guard:
 
     @budget.setter
     def budget(self, seconds: float) -> None:
-        self._config = self._config.with_budget(seconds)
+        self._set("budget", seconds)
+
+    @property
+    def error_budget(self) -> float:
+        """Seconds from which a stall is an error. Settable while it runs; None: 5 × the budget.
+
+        Raises:
+            ConfigError: the value set is no number of seconds within the limits.
+        """
+        return self._config.severe_from
+
+    @error_budget.setter
+    def error_budget(self, seconds: float | None) -> None:
+        self._set("error_budget", seconds)
+
+    @property
+    def congestion_budget(self) -> float:
+        """Seconds that one iteration of the loop may take. Settable while it runs; None: 2 × the budget.
+
+        Raises:
+            ConfigError: the value set is no number of seconds within the limits.
+        """
+        return self._config.congested_from
+
+    @congestion_budget.setter
+    def congestion_budget(self, seconds: float | None) -> None:
+        self._set("congestion_budget", seconds)
+
+    def _set(self, name: str, seconds: float | None) -> None:
+        self._config = self._config.with_threshold(name, seconds)
         if self._engine is not None:
             self._engine.reconfigure(self._config)
 

@@ -95,9 +95,11 @@ def test_paths_are_made_whole_against_the_working_directory(
 
 
 def test_the_error_budget_follows_the_budget_unless_it_was_given() -> None:
-    assert read_config({"budget": 0.2}, {}).with_budget(0.3).severe_from == pytest.approx(1.5)
+    assert read_config({"budget": 0.2}, {}).with_threshold(
+        "budget", 0.3
+    ).severe_from == pytest.approx(1.5)
     fixed = read_config({"budget": 0.2, "error_budget": 0.7}, {})
-    assert fixed.with_budget(0.3).severe_from == 0.7
+    assert fixed.with_threshold("budget", 0.3).severe_from == 0.7
 
 
 BAD_SECONDS: list[Any] = [
