@@ -1,7 +1,7 @@
 """What held the event loop: the line, the reason, the request. `loopguard.install(app)` at startup.
 
 The house, in the order of the data's way: `watch` (is the loop late?), `capture` (what was it doing?), `explain` (why,
-and whose code?), `tell` (who hears of it?); `guard` wires them, `integrations` are doors to other libraries, `cli` is
+and whose code?), `tell` (who hears of it?), `black_box` (what outlives the process); `guard` wires them, `integrations` are doors to other libraries, `cli` is
 the command line.
 """
 

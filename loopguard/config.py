@@ -51,16 +51,23 @@ class Config:
     enabled: bool = True
     in_app: tuple[str, ...] = ()
     probe: bool = True
+    black_box: Path | None = None
     source: bool = True
     root: Path = field(default_factory=_working_directory)
 
-    def with_budget(self, budget: object) -> Config:
-        """The same options with another budget, checked as at install.
+    def with_threshold(self, name: str, seconds: object) -> Config:
+        """The same options with another `budget`, `error_budget` or `congestion_budget`, checked as at install.
+
+        The latter two follow the budget again where they are None.
 
         Raises:
-            ConfigError: the budget is no number of seconds within the limits.
+            ConfigError: it is no number of seconds within the limits.
         """
-        return replace(self, budget=_seconds("budget", budget, "assignment to Guard.budget"))
+        follows = seconds is None and name != "budget"
+        changed: dict[str, Any] = {
+            name: None if follows else _seconds(name, seconds, f"assignment to Guard.{name}")
+        }
+        return replace(self, **changed)
 
     @property
     def severe_from(self) -> float:
@@ -174,6 +181,14 @@ def _directory(name: str, value: object, source: str) -> Path:
     return path
 
 
+def _own_directory(name: str, value: object, source: str) -> Path:
+    """A directory in which files can be made, found and taken away."""
+    path = _directory(name, value, source)
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        _refuse(name, value, "must be a directory that this process may read and write", source)
+    return path
+
+
 def _writable_file(name: str, value: object, source: str) -> Path:
     """A file that can be appended to, or made. It is not made here: another option may still be refused."""
     path = _path(name, value, source)
@@ -217,12 +232,12 @@ _READERS: dict[str, _Reader] = {
     "enabled": _switch,
     "in_app": _names,
     "probe": _switch,
+    "black_box": _own_directory,
     "source": _switch,
     "root": _directory,
 }
 
 _NOT_BUILT = (
-    "black_box",
     "profile_token",
     "profile_dir",
 )

@@ -171,7 +171,8 @@ class Incident:
     """A stall as the watchdog hands it on: the verdict, and what is gone by the time somebody explains it.
 
     `wall_offset_ns` added to a time of CLOCK_MONOTONIC gives unix nanoseconds. Where it is `ongoing`, the callback
-    still held the loop when this was written, and the incident that follows at its end has the same `id`.
+    still held the loop when this was written, and the incident that follows at its end has the same `id`. One that is
+    `boxed` is for the black box, and for nobody else.
     """
 
     id: str
@@ -184,3 +185,4 @@ class Incident:
     phase: Phase | None
     in_flight: int
     wall_offset_ns: int
+    boxed: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
 import time
@@ -14,6 +15,9 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Protocol
 
+from loopguard.black_box.box import BlackBox
+from loopguard.black_box.remains import Head
+from loopguard.black_box.search import collect
 from loopguard.capture import system_calls
 from loopguard.capture.clocks import run_delay_works, thread_cpu_works
 from loopguard.capture.collector import CollectorClock
@@ -28,6 +32,7 @@ from loopguard.config import Config
 from loopguard.evidence import ActiveRequest, Held, Incident, RawFrame
 from loopguard.explain.explainer import Explainer, severity_of
 from loopguard.explain.ownership import Ownership
+from loopguard.lasting import LastingThread
 from loopguard.record import Phase, Process, Severity, Stall
 from loopguard.tell.identity import Identity, own_version
 from loopguard.tell.jsonl import JsonLines
@@ -111,7 +116,36 @@ class Guard:
 
     @budget.setter
     def budget(self, seconds: float) -> None:
-        self._config = self._config.with_budget(seconds)
+        self._set("budget", seconds)
+
+    @property
+    def error_budget(self) -> float:
+        """Seconds from which a stall is an error. Settable while it runs; None: 5 × the budget.
+
+        Raises:
+            ConfigError: the value set is no number of seconds within the limits.
+        """
+        return self._config.severe_from
+
+    @error_budget.setter
+    def error_budget(self, seconds: float | None) -> None:
+        self._set("error_budget", seconds)
+
+    @property
+    def congestion_budget(self) -> float:
+        """Seconds that one iteration of the loop may take. Settable while it runs; None: 2 × the budget.
+
+        Raises:
+            ConfigError: the value set is no number of seconds within the limits.
+        """
+        return self._config.congested_from
+
+    @congestion_budget.setter
+    def congestion_budget(self, seconds: float | None) -> None:
+        self._set("congestion_budget", seconds)
+
+    def _set(self, name: str, seconds: float | None) -> None:
+        self._config = self._config.with_threshold(name, seconds)
         if self._engine is not None:
             self._engine.reconfigure(self._config)
 
@@ -231,6 +265,7 @@ class _Engine:
         self._ownership: Ownership | None = None
         self._standing = Ownership(config.in_app)
         self._running = False
+        self._ending = threading.Event()
         native_id = threading.get_native_id()
         self._evidence = {
             "thread_cpu": thread_cpu_works(),
@@ -238,14 +273,21 @@ class _Engine:
             "system_calls": system_calls.works(native_id),
             "run_delay": run_delay_works(native_id),
         }
-        self._probe = new_probe() if config.probe else None
+        self._box_missing: OSError | None = None
+        self._box = self._new_box()
+        dump = None if self._box is None else self._box.dump
+        self._probe = new_probe(dump) if config.probe else None
         self._evidence["probe"] = self._probe is not None
         self._delays = Delays()
         self._threadpool = ThreadLimiters()
         self._load = Load(lambda: self.watchdog.hearts)
         self._metrics = self._new_metrics() if config.metrics else None
         self.reporter = Reporter(
-            self._explainer().explain, self._subscriptions(), config.ignore, config.log
+            self._explainer().explain,
+            self._subscriptions(),
+            config.ignore,
+            config.log,
+            keep=None if self._box is None else self._box.keep,
         )
         others = OtherThreads()
         alarms: Alarms = new_alarms(lambda: self._config.budget / 2)
@@ -275,7 +317,9 @@ class _Engine:
             congestion_ns=int(config.congested_from * 1e9),
             hand_on=self._hand_on,
             surroundings=self._surroundings,
+            box=self._box,
         )
+        self._searching = LastingThread("black-box-search", self._search_box, self._trouble)
 
     def start(self) -> None:
         path = self._config.jsonl
@@ -283,6 +327,8 @@ class _Engine:
             path.touch(mode=0o600)
         self._running = True
         self.reporter.start()
+        if self._box is not None:
+            self._box.start()
         self.watchdog.start()
         self._collector.start()
         if self._metrics is not None:
@@ -292,6 +338,10 @@ class _Engine:
         except RuntimeError:
             loop = None
         self.reporter.say(Notice("info", GUARD, self._introduction(loop)))
+        if self._box_missing is not None:
+            self.reporter.trouble(self._box_missing)
+        if self._config.black_box is not None:
+            self._searching.start()
         if loop is not None:
             self.begin(loop)
 
@@ -309,7 +359,11 @@ class _Engine:
             heart.give_up_probe()  # one that goes off after this would find nobody
         if self._probe is not None:
             self._probe.close()
+        self._ending.set()
+        self._searching.end(timeout=_LAST_WORDS)
         self.reporter.stop(timeout=_LAST_WORDS)
+        if self._box is not None:
+            self._box.close(timeout=_LAST_WORDS)
         self._collector.stop()
         if self._metrics is not None and not exiting:
             self._metrics.stop()
@@ -322,6 +376,8 @@ class _Engine:
         self.reporter.abandon()
         if self._probe is not None:
             self._probe.close()
+        if self._box is not None:
+            self._box.abandon()
         self._collector.stop()
 
     def follow(self, app: App) -> None:
@@ -330,6 +386,8 @@ class _Engine:
     def reconfigure(self, config: Config) -> None:
         self._config = config
         self.watchdog.set_budget(int(config.budget * 1e9), int(config.congested_from * 1e9))
+        if self._box is not None:
+            self._box.set_budget(config.budget)
         for heart in self.watchdog.hearts:
             _on_its_thread(heart, heart.renew)
 
@@ -342,7 +400,7 @@ class _Engine:
         del counts["exempt_by_reason"]
         return {
             **counts,
-            "sink_errors": self.reporter.sink_errors,
+            "sink_errors": self.reporter.sink_errors + (0 if self._box is None else self._box.lost),
             "watchdog_restarts": self.watchdog.restarts,
             "looks": self.watchdog.looks,
             "delay_samples_lost": self._delays.lost,
@@ -354,6 +412,8 @@ class _Engine:
         """Watch a loop, on its own thread; returns what ends that. Never raises: the loop is the user's."""
         try:
             heart = self.watchdog.begin(loop)
+            if self._box is not None:
+                self._box.watches(_name_of(type(loop)), threading.current_thread().name)
         except Exception as error:
             self.reporter.trouble(error)
             return _nothing
@@ -408,7 +468,9 @@ class _Engine:
         config, all_of_them = self._config, []
         if config.jsonl is not None:
             lines = JsonLines(config.jsonl)
-            all_of_them.append(Subscription("jsonl", lines, ongoing=True, close=lines.close))
+            all_of_them.append(
+                Subscription("jsonl", lines, ongoing=True, fatal=True, close=lines.close)
+            )
         if config.traces:
             all_of_them.append(Subscription("spans", Spans(own_version())))
         if self._metrics is not None:
@@ -440,6 +502,42 @@ class _Engine:
     def _hand_on(self, incident: Incident) -> None:
         self._load.add(incident)
         self.reporter.put(incident)
+
+    def _new_box(self) -> BlackBox | None:
+        """None where none can be made here: a full disk is no reason to keep an application from starting."""
+        config = self._config
+        if config.black_box is None:
+            return None
+        head = Head(
+            pid=os.getpid(),
+            budget=config.budget,
+            root=str(config.root),
+            source=config.source,
+            in_app=config.in_app,
+            loops=(),
+            process=self._identity.process(0.0, 0),
+        )
+        try:
+            box = BlackBox(config.black_box, head, self._trouble)
+        except OSError as error:
+            self._box_missing = error
+            box = None
+        self._evidence["black_box"] = box is not None
+        return box
+
+    def _search_box(self) -> None:
+        """Tell of the stalls that earlier processes did not survive."""
+        if self._config.black_box is not None:
+            collect(self._config.black_box, self._tell_fatal)
+
+    def _tell_fatal(self, stalls: tuple[Stall, ...]) -> bool:
+        """Whether they are told by now: else their file stays for the next start."""
+        if self._ending.is_set() or not all(map(self.reporter.tell_fatal, stalls)):
+            return False
+        return self.reporter.flush(_PATIENCE)
+
+    def _trouble(self, error: BaseException) -> None:
+        self.reporter.trouble(error)
 
     def _explainer(self) -> Explainer:
         return Explainer(
@@ -481,6 +579,8 @@ class _Engine:
 # Seconds that may pass with telling what is left, when the process, the application or the guard ends.
 _LAST_WORDS = 0.5
 _MOMENT = 0.005
+# Seconds that the sinks may take to tell of a stall that an earlier process did not survive.
+_PATIENCE = 5.0
 # Seconds that a fork may be kept waiting for sinks that are busy.
 _REST = 0.1
 

@@ -95,9 +95,11 @@ def test_paths_are_made_whole_against_the_working_directory(
 
 
 def test_the_error_budget_follows_the_budget_unless_it_was_given() -> None:
-    assert read_config({"budget": 0.2}, {}).with_budget(0.3).severe_from == pytest.approx(1.5)
+    assert read_config({"budget": 0.2}, {}).with_threshold(
+        "budget", 0.3
+    ).severe_from == pytest.approx(1.5)
     fixed = read_config({"budget": 0.2, "error_budget": 0.7}, {})
-    assert fixed.with_budget(0.3).severe_from == 0.7
+    assert fixed.with_threshold("budget", 0.3).severe_from == 0.7
 
 
 BAD_SECONDS: list[Any] = [
@@ -179,6 +181,8 @@ def test_a_bad_variable_is_refused_with_value_limit_and_source(
         ("root", 7, "7", "must be a path"),
         ("root", "", "''", "must be a path"),
         ("root", "a\0b", r"'a\x00b'", "must be a directory"),
+        ("black_box", "nowhere", "'nowhere'", "must be a directory"),
+        ("black_box", __file__, repr(__file__)[:100], "must be a directory"),
         ("jsonl", "", "''", "must be a path"),
         ("jsonl", True, "True", "must be a path"),
         ("jsonl", b"stalls.jsonl", "b'stalls.jsonl'", "must be a path"),
@@ -253,7 +257,6 @@ def test_a_working_directory_that_is_gone_is_no_reason_to_fail(
 @pytest.mark.parametrize(
     "name, value, variable",
     [
-        ("black_box", "somewhere", "somewhere"),
         ("profile_dir", "somewhere", "somewhere"),
     ],
 )
@@ -307,7 +310,8 @@ def traces_left() -> dict[str, object]:
         (lambda **rest: loopguard.install(budget=0, **rest), "budget=0 (from argument budget)"),
         (lambda **rest: loopguard.install(root="no-such-directory", **rest), "must be a directory"),
         (lambda **rest: loopguard.wrap(Foreign(), budget="soon", **rest), "budget='soon'"),
-        (lambda **rest: loopguard.install(black_box="x", **rest), NOT_BUILT),
+        (lambda **rest: loopguard.install(profile_dir="x", **rest), NOT_BUILT),
+        (lambda **rest: loopguard.install(black_box="nowhere", **rest), "must be a directory"),
     ],
 )
 def test_a_refused_install_leaves_nothing(

@@ -34,7 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "explain": DATA,
     "watch": DATA | {"capture", "lasting"},
     "tell": DATA | {"lasting"},
-    "guard": DATA | ENGINE,
+    "black_box": DATA | {"capture", "explain", "tell"},
+    "guard": DATA | ENGINE | {"black_box", "lasting"},
     "integrations.asgi": DATA | {"capture", "explain", "guard"},
     "integrations.served": set(),
     "installation": DATA | {"guard", "integrations.asgi", "integrations.served"},
@@ -51,6 +52,7 @@ APART = {"integrations"}
 PURE = (
     *("explain/", "watch/detector.py", "watch/kept_waiting.py"),
     *("record.py", "evidence.py", "config.py", "tell/limits.py"),
+    *("black_box/remains.py", "black_box/rebuild.py"),
 )
 IMPURE = {
     *("asyncio", "concurrent", "ctypes", "multiprocessing", "select", "signal", "socket"),
@@ -197,6 +199,9 @@ def test_every_room_has_its_floor() -> None:
         ("tell/x.py", "from loopguard.watch import timer", "tell may not import watch"),
         ("tell/x.py", "from loopguard.capture import clocks", "tell may not import capture"),
         ("tell/x.py", "from loopguard import install", "tell may not import loopguard"),
+        ("black_box/x.py", "from loopguard.watch import timer", "black_box may not import watch"),
+        ("black_box/remains.py", "import time", "black_box/remains.py is pure"),
+        ("tell/x.py", "from loopguard.black_box import box", "tell may not import black_box"),
         ("guard.py", "import loopguard", "guard may not import loopguard"),
         ("guard.py", "from .integrations import asgi", "guard may not import integrations"),
         ("guard.py", "import loopguard.cli as c", "guard may not import cli"),

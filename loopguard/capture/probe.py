@@ -55,29 +55,32 @@ class _Event(ctypes.Structure):
     )
 
 
-def new_probe() -> Probe | None:
-    """The probe, where this platform has all that it needs."""
+def new_probe(file: int | None = None) -> Probe | None:
+    """The probe, where this platform has all that it needs; it writes into `file`, else into one in memory."""
     try:
-        return Probe()
+        return Probe(file)
     except (OSError, AttributeError, ValueError, RuntimeError, TypeError):
         return None
 
 
 class Probe:
-    """The signal, the file, and what makes timers for them. One for a process.
+    """The signal, the file, and what makes timers for them. One for a process. Of a `file` given it has its own number.
 
     Raises:
         OSError, AttributeError, ValueError, RuntimeError: there is no such thing here.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, file: int | None = None) -> None:
         if not getattr(sys, "_is_gil_enabled", lambda: True)():
             raise RuntimeError("without a GIL nothing keeps it")
         # PyDLL keeps the GIL during the call, which takes a microsecond.
         self._library = ctypes.PyDLL(None, use_errno=True)
         self._action = ctypes.create_string_buffer(256)  # struct sigaction begins with the handler
         self._status = ctypes.create_string_buffer(256)  # struct stat begins with device and inode
-        self._file = os.memfd_create("loopguard-probe", os.MFD_CLOEXEC)
+        if file is None:
+            self._file = os.memfd_create("loopguard-probe", os.MFD_CLOEXEC)
+        else:
+            self._file = os.dup(file)
         self._identity = self._identify()
         self.signal = self._handler = 0
         try:

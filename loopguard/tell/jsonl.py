@@ -57,7 +57,10 @@ class JsonLines:
         Raises:
             OSError: the file cannot be opened or written, as on a full disk.
         """
-        self._append(self._current_fd(), json_line(report.stall.to_dict()).encode() + b"\n")
+        record = report.stall.to_dict()
+        if report.fatal:
+            record["fatal"] = True
+        self._append(self._current_fd(), json_line(record).encode() + b"\n")
 
     def close(self) -> None:
         """Close the file; the next record opens it again."""

@@ -24,6 +24,7 @@ from loopguard.tell.stacktrace import stack_lines
 LOGGER = "loopguard"
 STALL = "event_loop.stall"
 ONGOING = "event_loop.stall.ongoing"
+FATAL = "event_loop.stall.fatal"
 
 _LEVELS: dict[Severity, int] = {
     "info": logging.INFO,
@@ -40,8 +41,9 @@ def log_stall(report: Report) -> None:
     """
     if report.allowed:
         stall = report.stall
-        event = ONGOING if stall.ongoing else STALL
-        report.context.copy().run(log_event, stall.severity, event, stall_fields(stall))
+        event = FATAL if report.fatal else ONGOING if stall.ongoing else STALL
+        level = "error" if report.fatal else stall.severity
+        report.context.copy().run(log_event, level, event, stall_fields(stall))
 
 
 def stall_fields(stall: Stall) -> dict[str, object]:

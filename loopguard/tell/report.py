@@ -18,7 +18,8 @@ class Report:
     user's contextvars and the active span, and changes nothing of theirs. `started_ns` and `ended_ns` are unix
     nanoseconds, `error_ns` how far off the start may be. `allowed` is whether the limits let it into the log,
     `thread_id` the identifier that Python gives the loop's thread (`threading.get_ident`), `request_context` a copy of the
-    context that the blocked code's request began in: its own span is in there.
+    context that the blocked code's request began in: its own span is in there. `fatal`: it is told of a process that did
+    not survive it, by another.
     """
 
     stall: Stall
@@ -29,6 +30,7 @@ class Report:
     allowed: bool
     thread_id: int | None = None
     request_context: Context | None = None
+    fatal: bool = False
 
 
 Sink = Callable[[Report], None]
@@ -39,13 +41,15 @@ Sink = Callable[[Report], None]
 class Subscription:
     """A sink that is to hear of stalls: of final records, of those that are still going on, or of both.
 
-    `close` ends the sink, on its own thread. `unexplained` hears of a stall that no sink gets a record of.
+    `fatal`: also of those that an earlier process did not survive. `close` ends the sink, on its own thread.
+    `unexplained` hears of a stall that no sink gets a record of.
     """
 
     name: str
     sink: Sink
     final: bool = True
     ongoing: bool = False
+    fatal: bool = False
     close: Callable[[], object] | None = None
     unexplained: Callable[[Incident], object] | None = None
 

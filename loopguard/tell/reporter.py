@@ -71,12 +71,14 @@ class Reporter:
         ignore: tuple[str, ...],
         log: bool,
         clock: Callable[[], float] = monotonic,
+        keep: Callable[[Stall], None] | None = None,
     ) -> None:
         self.counts = Counts()
         self.stalls: deque[Stall] = deque(maxlen=REMEMBERED)
         self._explain = explain
         self._ignore = ignore
         self._clock = clock
+        self._keep = keep
         self._limits = Limits()
         self._limits_of_ongoing = Limits()
         self._queue: deque[Incident] = deque()
@@ -91,7 +93,8 @@ class Reporter:
         ]
         self._log = Outlet("log", self.trouble) if log else None
         if self._log is not None:
-            self._outlets.append((Subscription("log", log_stall, ongoing=True), self._log))
+            everything = Subscription("log", log_stall, ongoing=True, fatal=True)
+            self._outlets.append((everything, self._log))
         self._thread = LastingThread("reporter", self._run, self._struck)
 
     @property
@@ -116,6 +119,25 @@ class Reporter:
         """Have an event logged, if the log is on."""
         if self._log is not None:
             self._log.put(lambda: log_event(notice.level, notice.event, notice.fields))
+
+    def tell_fatal(self, stall: Stall) -> bool:
+        """Tell of a stall that an earlier process did not survive; False where nobody listens.
+
+        It is none of this process's, and counts nowhere.
+        """
+        report = Report(
+            stall=stall,
+            context=Context(),
+            started_ns=round(stall.started_at * 1e9),
+            ended_ns=round((stall.started_at + stall.duration) * 1e9),
+            error_ns=round(stall.duration_error * 1e9),
+            allowed=True,
+            fatal=True,
+        )
+        listening = [(each, outlet) for each, outlet in self._outlets if each.fatal]
+        for subscription, outlet in listening:
+            outlet.put(partial(subscription.sink, report))
+        return bool(listening)
 
     def sum_up(self) -> None:
         """Log what was seen since this was called last, if anything was."""
@@ -207,6 +229,10 @@ class Reporter:
         explained = self._explain(incident)
         stall = explained.stall
         reason = reason_in(explained.context, incident.held.start_ns) or self._ignored(stall)
+        if incident.boxed:
+            if self._keep is not None and reason is None and stall.cause != "not_scheduled":
+                self._keep(stall)
+            return
         if stall.ongoing:
             if reason is None and stall.cause != "not_scheduled":
                 admitted = self._limits_of_ongoing.admit(stall.fingerprint, self._clock())

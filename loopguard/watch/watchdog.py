@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import monotonic_ns
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from uuid import uuid4
 
 from loopguard.capture import iteration, probed
@@ -35,16 +35,30 @@ _OF_AGE = 16
 _QUICKEST_NS = 1_000_000
 # What lasts this many budgets is told of while it lasts, and again whenever it has doubled.
 _EARLY = 5
+# The black box has it from the budget on, and anew whenever it has lasted half as long again.
+_KEPT_ANEW = 1.5
 # Seconds before it watches again after failures: so much for each in a row, up to so much.
 _RESTED = 0.01
 _MOST_RESTED = 5.0
+_NEVER_NS = 1 << 62
+
+
+class Box(Protocol):
+    """Is told which stalls last; see `black_box`."""
+
+    def opened(self, id: str) -> None: ...  # noqa: A002 - as the record calls it
+    def ended(self, id: str) -> None: ...  # noqa: A002
 
 
 class _Early(NamedTuple):
-    """What was told of a stall that lasted then: under which id, and how long it must be to be told of again."""
+    """What was told of a stall that lasted then: under which id, and how long it must be to be told of again.
+
+    `kept_ns`: the same for the black box.
+    """
 
     id: str
     next_ns: int
+    kept_ns: int
 
 
 @dataclass(slots=True)
@@ -59,6 +73,7 @@ class _Watch:
     next_ns: int = 0
     since_ns: int = 0
     early: dict[object, _Early] = field(default_factory=dict)
+    kept: object = None  # the key of the callback that stands in the black box
     read_iteration: iteration.Reader | None = None
 
     def add(self, look: Look) -> None:
@@ -85,6 +100,7 @@ class Watchdog:
         congestion_ns: int,
         hand_on: Callable[[Incident], None],
         surroundings: Callable[[Held], tuple[Phase | None, int]],
+        box: Box | None = None,
     ) -> None:
         self.budget_ns = budget_ns
         self.congestion_ns = congestion_ns
@@ -96,6 +112,7 @@ class Watchdog:
         self._shared = shared
         self._hand_on = hand_on
         self._surroundings = surroundings
+        self._box = box
         self._watches: dict[Alarm, _Watch] = {}
         self._watched_ns = 0
         self._paused = False
@@ -215,6 +232,7 @@ class Watchdog:
                     watch.add(each)
             self._look_back(watch, seen, waits, starved)
             if seen and not watch.heart.late:
+                self._let_go(watch, watch.looks[-1].key)
                 self._tell_early(watch, watch.looks[-1])
             self._judge(watch)
             self._plan(alarm, watch)
@@ -272,20 +290,44 @@ class Watchdog:
         heart = watch.heart
         if heart.last_ns < self._resumed_ns:
             return
-        early = watch.early.get(look.key) or _Early(uuid4().hex, _EARLY * self.budget_ns)
+        early = watch.early.get(look.key) or self._early()
         kept_waiting = look.key is None or look.late_ns > self.budget_ns
-        if kept_waiting or look.at_ns - heart.last_ns < early.next_ns:
+        if kept_waiting or look.at_ns - heart.last_ns < min(early.next_ns, early.kept_ns):
             return
         beat = heart.overdue(look.at_ns, look.cpu_ns)
         for held in self._stalls_in(beat, watch.looks):
             held_ns = held.end_ns - held.start_ns
-            if held.looks[-1:] == (look,) and held_ns >= early.next_ns:
+            if held.looks[-1:] != (look,):
+                continue
+            if held_ns >= early.kept_ns:
+                early = early._replace(kept_ns=round(_KEPT_ANEW * held_ns))
+                self._box_it(watch, early, held)
+            if held_ns >= early.next_ns:
                 doublings = (held_ns // early.next_ns).bit_length()
                 watch.early[look.key] = early._replace(next_ns=early.next_ns << doublings)
                 self._hand_on(self._incident(watch, held, ongoing=True))
 
+    def _early(self) -> _Early:
+        kept_ns = _NEVER_NS if self._box is None else self.budget_ns
+        return _Early(uuid4().hex, _EARLY * self.budget_ns, kept_ns)
+
+    def _box_it(self, watch: _Watch, early: _Early, held: Held) -> None:
+        assert self._box is not None  # nothing else is due to be kept
+        watch.kept = held.looks[-1].key
+        watch.early[watch.kept] = early
+        self._box.opened(early.id)
+        self._hand_on(replace(self._incident(watch, held, ongoing=True), boxed=True))
+
+    def _let_go(self, watch: _Watch, key: object) -> None:
+        """Have the black box forget what stands in it, unless that callback still runs: `key`, None where none does."""
+        if self._box is not None and watch.kept is not None and watch.kept != key:
+            self._box.ended(watch.early[watch.kept].id)
+            watch.kept = None
+
     def _judge(self, watch: _Watch) -> None:
         """Draw the verdict on each beat that came late."""
+        if watch.heart.late or watch.heart.stopped or self._paused:
+            self._let_go(watch, None)
         while watch.heart.late:
             beat = watch.heart.late[0]
             looks = [look for look in watch.looks if beat.last_ns <= look.at_ns <= beat.at_ns]
