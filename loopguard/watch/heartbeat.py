@@ -258,7 +258,7 @@ class Heartbeat:
     def _estimated_run_delay(self, now: int) -> int | None:
         """Since the first look it is known. Before that it was no more than since it was last read, some beats ago."""
         delay = self._run_delay.read()
-        if delay is None or self._noted is None or self._delay_ns is None:
+        if delay is None or self._delay_ns is None:
             return None
-        since, before = self._noted
+        since, before = self._noted or (now, delay)
         return delay - before + min(before - self._delay_ns, since - self.last_ns)
