@@ -77,6 +77,16 @@ class Wait:
     on: str
 
 
+class Throttled(NamedTuple):
+    """What a CPU limit cost the processes of a container: periods of it gone by, in how many of them the quota was used
+    up, for how long it kept them from a CPU then (summed over CPUs), and how long a period is."""
+
+    periods: int
+    throttled: int
+    throttled_ns: int
+    period_ns: int
+
+
 @dataclass(frozen=True, slots=True)
 class OtherThread:
     """Another thread than the loop's: where it stood, and how long it had computed since `since_ns`."""
@@ -99,6 +109,7 @@ class Look:
     `let_in`: native code that keeps the GIL made a collection, and our callback for that let the watchdog in.
     `owner` is the thread that must release what the loop's thread waits for, where that is known.
     `other` is the thread that had computed most of late, where the watchdog had to wait for the GIL.
+    `stopped`: a debugger had stopped the loop's thread, and not the others.
     `probed`: by the probe, from inside native code that kept the GIL; else by the watchdog.
     `asked_ns` is when the watchdog's timer fired, `at_ns` when it was served; `gil_waits` counts how often it woke in
     between to ask for the GIL again, `starved_ns` how long it was ready to run without getting a CPU.
@@ -120,6 +131,7 @@ class Look:
     wait: Wait | None = None
     gil_waits: int = 0
     starved_ns: int = 0
+    stopped: bool = False
     probed: bool = False
     let_in: bool = False
     other: OtherThread | None = None
@@ -137,7 +149,7 @@ class LateBeat:
     `cpu_ns`, `gc_ns` and `run_delay_ns` are what the loop's thread spent since the last beat on a CPU, in the
     collector, and ready to run without getting a CPU. The first is None where another thread had to ask for it and
     the platform does not tell. The last is measured from the first look on, and before that it is the most that it
-    can have been; None without a look, or where the platform does not tell.
+    can have been; None where the platform does not tell.
     """
 
     last_ns: int
@@ -171,7 +183,8 @@ class Incident:
     """A stall as the watchdog hands it on: the verdict, and what is gone by the time somebody explains it.
 
     `wall_offset_ns` added to a time of CLOCK_MONOTONIC gives unix nanoseconds. Where it is `ongoing`, the callback
-    still held the loop when this was written, and the incident that follows at its end has the same `id`.
+    still held the loop when this was written, and the incident that follows at its end has the same `id`. `throttled` is what
+    the CPU limit has cost since a late beat was last judged; None where there is none.
     """
 
     id: str
@@ -184,3 +197,4 @@ class Incident:
     phase: Phase | None
     in_flight: int
     wall_offset_ns: int
+    throttled: Throttled | None = None

@@ -192,6 +192,34 @@ def test_where_the_system_withheld_most_of_what_nobody_saw_it_do_it_was_not_sche
     assert cause(held(seen, end=200, cpu=60, run_delay=20)) != "not_scheduled"
 
 
+def test_a_wait_that_a_look_saw_go_on_after_a_stop_went_on_during_it() -> None:
+    """What it waits for had not come by then: without the stop it would have waited as long."""
+    stopped = [look(60, wait=SLEEP), look(360, late=290, wait=SLEEP)]
+    assert cause(held(stopped, end=370)) == "not_scheduled"
+    assert cause(held([*stopped, look(368, wait=SLEEP)], end=376)) == "blocking_call"
+    elsewhere = look(368, wait=SLEEP, stack=IN_QUEUE)
+    assert cause(held([*stopped, elsewhere], end=376)) == "not_scheduled"
+
+
+def test_a_thread_that_a_debugger_stops_alone_was_not_scheduled() -> None:
+    """In a callback or in none; but a wait that is seen on both sides went on."""
+    standing = looks(*range(70, 360, 10), cpu=30, stopped=True)
+    assert cause(held([look(60, cpu=30), *standing], cpu=40)) == "not_scheduled"
+    at_rest = [look(at, key=None, stack=(), stopped=True) for at in range(60, 390, 10)]
+    assert cause(held(at_rest)) == "not_scheduled"
+    waiting = looks(*range(70, 360, 10), wait=SLEEP, stopped=True)
+    around = [look(60, wait=SLEEP), *waiting, *looks(370, 380, wait=SLEEP)]
+    assert cause(held(around)) == "blocking_call"
+
+
+def test_what_computed_over_budget_did_so_though_it_was_stopped_for_longer() -> None:
+    """Also where the stop fell between two looks, so that neither was late."""
+    late = [look(60, cpu=55), look(100, cpu=95), look(550, late=440, cpu=100), look(600, cpu=150)]
+    assert cause(held(late, end=650, cpu=200)) == "cpu"
+    between = [look(60, cpu=55), look(100, cpu=95), look(550, cpu=100), look(600, cpu=150)]
+    assert cause(held(between, end=650, cpu=200)) == "cpu"
+
+
 def test_a_watchdog_that_polls_and_so_comes_late_is_no_sign_of_a_suspended_process() -> None:
     seen = looks(80, 130, 180, 230, 280, 330, 380, late=24, wait=SLEEP, cpu=1)
     assert cause(held(seen, cpu=1)) == "blocking_call"

@@ -93,7 +93,14 @@ class Observer:
             standing = list(zip(stacks.frames_of(frame), everything, strict=False))
             other = self.others.busiest(frames, subject.thread_id)
         if not stack or frame is None:
-            idle = Look(asked_ns=asked_ns, at_ns=at_ns, key=None, stack=(), other=other)
+            idle = Look(
+                asked_ns=asked_ns,
+                at_ns=at_ns,
+                key=None,
+                stack=(),
+                other=other,
+                stopped=self._stopped(subject),
+            )
             return probed.before(idle, dumps(), subject.base_depth, [])
         began = None if read_iteration is None else read_iteration(run_once)
         cpu_ns = thread_cpu_ns(subject.native_id) if self.cpu_clock else None
@@ -118,6 +125,7 @@ class Observer:
             cpu_ns=cpu_ns,
             wait=wait,
             let_in=collecting and _COLLECTS_AMIDST and callee is not None,
+            stopped=self._stopped(subject),
             other=other,
             owner=owner,
         )
@@ -139,6 +147,9 @@ class Observer:
         callee = callee_in_c(frame, stack[place].lasti, stack[place - 1].code.co_name)
         stands = frame.f_lasti == stack[place].lasti
         return Through(place, callee) if callee is not None and stands else None
+
+    def _stopped(self, subject: Subject) -> bool:
+        return self.system_calls and system_calls.stopped(subject.native_id)
 
     def _wait(self, subject: Subject, frame: FrameType, lasti: int) -> Wait | None:
         """What the thread waits in. To ask lets the GIL go: it counts if the thread did not go on meanwhile."""

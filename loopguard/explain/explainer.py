@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from loopguard.config import Config
 from loopguard.evidence import Held, Incident, OtherThread, RawFrame, Wait
-from loopguard.explain import paths
+from loopguard.explain import paths, scheduling
 from loopguard.explain.advice import advise
 from loopguard.explain.call import call_on_line
 from loopguard.explain.cause import cause_of, cpu_seconds, gc_seconds, in_the_way, wait_of
@@ -95,7 +95,8 @@ class Explainer:
             delayed_complete=None,
             in_flight=incident.in_flight,
             open_connections=None,
-            advice=advise(cause, call, blamed),
+            advice=scheduling.advice_of(cause, incident, int(sys.getswitchinterval() * 1e9))
+            or advise(cause, call, blamed),
             fingerprint=fingerprint_of(
                 culprit, call, contributors[0].name if contributors else cause
             ),
@@ -149,7 +150,8 @@ class Explainer:
     def _waited_on(self, cause: Cause, wait: Wait | None) -> str | None:
         if wait is None or cause not in ("blocking_call", "lock"):
             return None
-        on = paths.guarded(wait.on, self.config().root) if wait.on.startswith("/") else wait.on
+        kind, slash, path = wait.on.partition("/")
+        on = kind + paths.guarded(slash + path, self.config().root) if slash else kind
         return f"{wait.call} {on}".rstrip()
 
 

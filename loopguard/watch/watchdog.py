@@ -15,6 +15,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from loopguard.capture import iteration, probed
+from loopguard.capture.cgroup import Throttling
 from loopguard.capture.clocks import RunDelay, voluntary_switches
 from loopguard.capture.looks import Observer
 from loopguard.capture.probe import Dump
@@ -104,6 +105,7 @@ class Watchdog:
         self._dumps: deque[Dump] = deque(maxlen=16)
         self._layout: iteration._Layout | None = None
         self._own_delay: RunDelay | None = None
+        self._throttling = Throttling()
         self._thread = LastingThread("watchdog", self._run, self._struck)
 
     def start(self) -> None:
@@ -286,6 +288,7 @@ class Watchdog:
 
     def _judge(self, watch: _Watch) -> None:
         """Draw the verdict on each beat that came late."""
+        judged = False
         while watch.heart.late:
             beat = watch.heart.late[0]
             looks = [look for look in watch.looks if beat.last_ns <= look.at_ns <= beat.at_ns]
@@ -299,6 +302,9 @@ class Watchdog:
             finally:
                 watch.early.clear()
                 watch.heart.late.popleft()
+                judged = True
+        if judged:
+            self._throttling.note()
 
     def _with_missed(self, heart: Heartbeat, beat: LateBeat, looks: list[Look]) -> list[Look]:
         """The looks with what the probe saw beside them."""
@@ -327,6 +333,7 @@ class Watchdog:
             phase=phase,
             in_flight=in_flight,
             wall_offset_ns=time.time_ns() - monotonic_ns(),
+            throttled=self._throttling.since_noted(),
         )
 
     def _plan(self, alarm: Alarm, watch: _Watch) -> None:
