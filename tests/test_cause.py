@@ -220,6 +220,14 @@ def test_what_computed_over_budget_did_so_though_it_was_stopped_for_longer() -> 
     assert cause(held(between, end=650, cpu=200)) == "cpu"
 
 
+def test_what_waited_over_budget_did_not_compute_while_it_was_stopped() -> None:
+    """Though the look that came late, of which most of the time is, does not tell in what it waited."""
+    callee = Callee(time.sleep, None, "sleep")
+    late = look(310, late=255, callee=callee)
+    waiting = looks(*range(320, 495, 10), wait=SLEEP, callee=callee)
+    assert cause(held([late, *waiting], end=500)) == "blocking_call"
+
+
 def test_a_watchdog_that_polls_and_so_comes_late_is_no_sign_of_a_suspended_process() -> None:
     seen = looks(80, 130, 180, 230, 280, 330, 380, late=24, wait=SLEEP, cpu=1)
     assert cause(held(seen, cpu=1)) == "blocking_call"

@@ -75,9 +75,11 @@ def cause_of(held: Held, budget_ns: int, switch_ns: int) -> Cause:
         if wait is not None and wait.call != "futex":
             return "blocking_call"
         # It would have computed, had it been given a CPU; but not while it waited, for the delay may be another's.
-        free = max(0.0, duration - on_cpu - _seen_waiting(held, switch_ns))
-        withheld = max(held.beat.run_delay_ns or 0, stopped_ns(held, switch_ns))
-        on_cpu += min(withheld, free)
+        waited = _seen_waiting(held, switch_ns)
+        # Stopped it would have gone on as it was seen to do for the rest.
+        stopped = stopped_ns(held, switch_ns) if on_cpu > waited else 0
+        free = max(0.0, duration - on_cpu - waited)
+        on_cpu += min(max(held.beat.run_delay_ns or 0, stopped), free)
     if on_cpu >= _HALF * duration:
         return "gil_hold" if max(starved, _let_in_share(held)) >= _HALF else "cpu"
     if starved >= _HALF:
