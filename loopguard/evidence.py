@@ -89,13 +89,17 @@ class Throttled(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OtherThread:
-    """Another thread than the loop's: where it stood, and how long it had computed since `since_ns`."""
+    """Another thread than the loop's: where it stood, and how long it had computed since `since_ns`.
+
+    `alone`: no other thread but those that were kept from the GIL wanted it back when it was free at last.
+    """
 
     name: str
     native_id: int | None
     stack: tuple[RawFrame, ...]
     cpu_ns: int
     since_ns: int
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,8 @@ class LateBeat:
     `cpu_ns`, `gc_ns` and `run_delay_ns` are what the loop's thread spent since the last beat on a CPU, in the
     collector, and ready to run without getting a CPU. The first is None where another thread had to ask for it and
     the platform does not tell. The last is measured from the first look on, and before that it is the most that it
-    can have been; None where the platform does not tell.
+    can have been; None where the platform does not tell. `switches` is how often it gave up its CPU to wait, `other`
+    the thread that was in its way as it came; both are None where another thread had to ask.
     """
 
     last_ns: int
@@ -159,6 +164,8 @@ class LateBeat:
     cpu_ns: int | None
     gc_ns: int
     run_delay_ns: int | None
+    switches: int | None = None
+    other: OtherThread | None = None
 
 
 @dataclass(frozen=True, slots=True)

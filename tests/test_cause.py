@@ -140,8 +140,11 @@ def test_a_process_that_was_suspended_was_not_scheduled() -> None:
     assert cause(held([look(5000, late=4940)], end=5001, cpu=20)) == "not_scheduled"
 
 
-def test_late_without_any_look_or_cpu_time_was_not_scheduled() -> None:
-    assert cause(held([], start=25, end=5000, cpu=1)) == "not_scheduled"
+def test_late_without_any_look_was_not_scheduled_only_if_the_system_says_so() -> None:
+    """It may as well have waited in a call that keeps the GIL."""
+    assert cause(held([], start=25, end=5000, cpu=1, run_delay=4900)) == "not_scheduled"
+    assert cause(held([], start=25, end=5000, cpu=1)) == "unknown"
+    assert cause(held([], start=25, end=5000, cpu=1, run_delay=None)) == "unknown"
 
 
 def test_late_without_any_look_but_computing_is_unknown() -> None:
@@ -238,6 +241,29 @@ def test_in_no_callback_while_another_thread_keeps_the_gil_is_gil_wait() -> None
     busy = OtherThread("greedy", 4711, STACK, 330 * MS, 0)
     seen = [look(399, late=340, gil_waits=68, key=None, stack=(), other=busy)]
     assert cause(held(seen)) == "gil_wait"
+
+
+def test_a_thread_that_keeps_the_gil_without_computing_is_told_where_the_loop_asked_for_it_too() -> (
+    None
+):
+    """In a callback or in none: it woke in every switch interval, as only those do that are kept from the GIL."""
+    sleeper = OtherThread("sleeper", 4711, STACK, 0, 0, alone=True)
+    for where in ({"key": None, "stack": ()}, {"wait": FUTEX, "cpu": 1}):
+        seen = [look(399, late=340, gil_waits=68, other=sleeper, **where)]
+        assert cause(held(seen, switches=70)) == "gil_wait"
+        assert cause(held(seen, switches=25)) == "unknown"
+        assert cause(held(seen, switches=None)) == "unknown"
+
+
+def test_a_thread_that_did_not_ask_for_the_gil_waited_itself_and_kept_it() -> None:
+    """Whatever another computed meanwhile without it."""
+    busy = OtherThread("busy", 4711, STACK, 330 * MS, 0)
+    seen = [look(399, late=340, gil_waits=68, wait=FUTEX, cpu=1, other=busy)]
+    assert cause(held(seen, cpu=2, switches=2)) == "blocking_call"
+    assert cause(held(seen, cpu=2, switches=70)) == "gil_wait"
+    assert cause(held([look(399, late=340, gil_waits=68, key=None, stack=())], switches=2)) == (
+        "unknown"
+    )
 
 
 def test_where_no_other_thread_computed_who_kept_the_gil_is_unknown() -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from loopguard.evidence import Held, Incident, Throttled
-from loopguard.explain.scheduling import advice_of
-from loopguard.record import Cause
-from tests.evidence import BUDGET, MS, SWITCH, held, idle, look
+from loopguard.evidence import Held, Throttled
+from loopguard.explain.scheduling import advice_of, dated
+from tests.evidence import BUDGET, MS, SWITCH, held, look
 
 pytestmark = pytest.mark.core
 
@@ -16,23 +15,8 @@ SUSPENDED = held([look(355, late=300)], end=360)
 STARVED = held([look(60), look(390)], run_delay=220)
 
 
-def advice(
-    verdict: Held, throttled: Throttled | None = None, cause: Cause = "not_scheduled"
-) -> str | None:
-    incident = Incident(
-        id="1",
-        ongoing=False,
-        held=verdict,
-        budget_ns=BUDGET,
-        thread="MainThread",
-        thread_id=1,
-        loop="asyncio.Loop",
-        phase=None,
-        in_flight=0,
-        wall_offset_ns=0,
-        throttled=throttled,
-    )
-    return advice_of(cause, incident, SWITCH)
+def advice(verdict: Held, throttled: Throttled | None = None) -> str | None:
+    return advice_of(verdict, throttled, SWITCH)
 
 
 def test_a_stop_is_told_with_its_length() -> None:
@@ -77,6 +61,32 @@ def test_where_nothing_tells_why_it_says_nothing() -> None:
     assert advice(held([], end=400, run_delay=None)) is None
 
 
-@pytest.mark.parametrize("cause", ["blocking_call", "cpu", "unknown"])
-def test_of_any_other_cause_it_says_nothing(cause: Cause) -> None:
-    assert advice(held([idle(100)]), TIGHT, cause) is None
+def begun(verdict: Held) -> tuple[float, float]:
+    """The earliest and the latest begin, in milliseconds."""
+    told = dated(verdict, BUDGET, SWITCH)
+    return (told.start_ns - told.error_ns) / MS, (told.start_ns + told.error_ns) / MS
+
+
+def test_a_stop_began_between_the_last_sign_of_life_and_the_next_that_was_due() -> None:
+    """However well the callback's own start is known."""
+    assert begun(held([look(355, late=300)], start=20, end=360, error=2)) == (18, 55)
+    assert begun(held([look(60), look(368, late=300)], start=20, end=370, error=2)) == (60, 68)
+
+
+def test_who_wanted_a_cpu_or_the_gil_then_may_have_been_stopped_later() -> None:
+    kept = look(355, late=300, starved=40, gil_waits=4)
+    assert begun(held([kept], start=20, end=360, error=2)) == (18, 115)
+
+
+def test_a_stop_of_the_loops_thread_alone_began_before_the_first_look_that_saw_it() -> None:
+    standing = [look(at, stopped=True) for at in range(68, 400, 10)]
+    assert begun(held([look(60), *standing], start=20, error=2)) == (60, 68)
+
+
+def test_a_stop_is_never_told_of_as_less_than_the_budget() -> None:
+    told = dated(held([look(130, late=75)], start=20, end=130, error=2), BUDGET, SWITCH)
+    assert told.end_ns - told.start_ns == BUDGET
+
+
+def test_what_was_starved_began_when_its_callback_did() -> None:
+    assert dated(STARVED, BUDGET, SWITCH) == STARVED

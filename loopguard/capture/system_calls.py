@@ -88,6 +88,15 @@ def parse(line: bytes) -> tuple[int, list[int]] | None:
         return None
 
 
+def futex_of(native_id: int) -> int | None:
+    """The address that a thread of this process waits on in a futex; 0 where it does not, None where it runs."""
+    line = read_small(f"/proc/self/task/{native_id}/syscall")
+    if line.startswith(b"running"):
+        return None
+    call = parse(line)
+    return call[1][0] if call is not None and _NAMES.get(call[0]) == "futex" else 0
+
+
 def works(native_id: int) -> bool:
     """Whether this system shows the calls of a thread."""
     return bool(read_small(f"/proc/self/task/{native_id}/syscall")) and bool(_NAMES)

@@ -83,8 +83,7 @@ def cause_of(held: Held, budget_ns: int, switch_ns: int) -> Cause:
     if on_cpu >= _HALF * duration:
         return "gil_hold" if max(starved, _let_in_share(held)) >= _HALF else "cpu"
     if starved >= _HALF:
-        # Else it may be a native call that waits and keeps the GIL.
-        return "gil_wait" if _another_computed(held, switch_ns) else "unknown"
+        return _cause_off_cpu(held, switch_ns)
     return _wait_cause(held)
 
 
@@ -96,7 +95,29 @@ def _unseen_cause(held: Held, starved: float, computed: bool, switch_ns: int) ->
         return "gc"
     if computed:
         return "gil_hold"
-    return "gil_wait" if _another_computed(held, switch_ns) else "unknown"
+    return "gil_wait" if _cause_off_cpu(held, switch_ns) == "gil_wait" else "unknown"
+
+
+def _cause_off_cpu(held: Held, switch_ns: int) -> Cause:
+    """Of a time in which the watchdog was kept from the GIL, and the loop's thread did not compute.
+
+    Either it was kept from the GIL too, or it waited itself in a native call that keeps it. A thread that is kept from
+    it wakes in every switch interval, as long as it gets a CPU; one that waits in a call hardly ever.
+    """
+    starved_ns = sum(_starved_of_gil(look, switch_ns) for look in held.looks)
+    beat, other = held.beat, in_the_way(held, "gil_wait")
+    asked_ns = None
+    if beat.switches is not None:
+        asked_ns = beat.switches * switch_ns + (beat.run_delay_ns or 0)
+        if asked_ns < starved_ns / 4:
+            return "blocking_call"
+        if asked_ns < starved_ns / 2:
+            return "unknown"
+    if other is None:
+        return "unknown"
+    # A quarter will do: on a busy machine a thread that keeps the GIL has to wait for a CPU itself.
+    kept_it = other.cpu_ns >= starved_ns / 4 or (other.alone and asked_ns is not None)
+    return "gil_wait" if kept_it else "unknown"
 
 
 def in_the_way(held: Held, cause: Cause) -> OtherThread | None:
@@ -106,17 +127,7 @@ def in_the_way(held: Held, cause: Cause) -> OtherThread | None:
     if cause != "gil_wait":
         return None
     others = [look.other for look in held.looks if look.other is not None]
-    return max(others, key=lambda other: other.cpu_ns, default=None)
-
-
-def _another_computed(held: Held, switch_ns: int) -> bool:
-    """Whether another thread computed for much of the time that the watchdog was kept from the GIL.
-
-    A quarter will do: on a busy machine a thread that keeps the GIL has to wait for a CPU itself.
-    """
-    other = in_the_way(held, "gil_wait")
-    starved = sum(_starved_of_gil(look, switch_ns) for look in held.looks)
-    return other is not None and other.cpu_ns >= starved / 4
+    return max(others, key=lambda other: (other.alone, other.cpu_ns), default=None)
 
 
 def wait_of(held: Held) -> tuple[Wait | None, Callee | None, tuple[RawFrame, ...]]:
@@ -186,8 +197,6 @@ def _not_run(held: Held, duration: int, on_cpu: float, budget_ns: int, switch_ns
     own = on_cpu + _seen_waiting(held, switch_ns)
     if own >= budget_ns:
         return False
-    if not held.looks:
-        return True
     asleep = stopped_ns(held, switch_ns)
     withheld = max(held.beat.run_delay_ns or 0, asleep)
     # Where the watchdog got no CPU the loop need not have lacked one; but then nobody saw what it did.
@@ -200,7 +209,7 @@ def stopped_ns(held: Held, switch_ns: int) -> float:
     alone = sum(seconds for look, seconds in weigh(held) if look.stopped)
     before = [None, *held.looks]
     late = sum(
-        _suspended(look, earlier, held, switch_ns)
+        suspended_ns(look, earlier, held, switch_ns)
         for earlier, look in zip(before, held.looks, strict=False)
     )
     return alone * 1e9 + late
@@ -231,7 +240,7 @@ def _seen_waiting(held: Held, switch_ns: int) -> float:
         else:
             seen += after.at_ns - look.at_ns
             if later is None or not _same_wait(look, after, later):
-                seen -= _suspended(after, look, held, switch_ns)
+                seen -= suspended_ns(after, look, held, switch_ns)
     return seen
 
 
@@ -246,7 +255,7 @@ def _waits(look: Look) -> bool:
     )
 
 
-def _suspended(look: Look, earlier: Look | None, held: Held, switch_ns: int) -> int:
+def suspended_ns(look: Look, earlier: Look | None, held: Held, switch_ns: int) -> int:
     """Nanoseconds for which the watchdog was late, and neither for want of the GIL nor of a CPU.
 
     A watchdog without a kernel timer is late by up to an interval. One that was suspended before it had asked for this

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from loopguard.evidence import Held, Incident, Throttled
-from loopguard.explain.cause import stopped_ns
-from loopguard.record import Cause
+from dataclasses import replace
+
+from loopguard.evidence import Held, Throttled
+from loopguard.explain.cause import stopped_ns, suspended_ns
+
+_NOISE_NS = 2_500_000
 
 
-def advice_of(cause: Cause, incident: Incident, switch_ns: int) -> str | None:
-    """One sentence; None for any other cause, and where nothing tells why."""
-    if cause != "not_scheduled":
-        return None
-    held = incident.held
+def dated(held: Held, budget_ns: int, switch_ns: int) -> Held:
+    """The same, from when the process was stopped: between its last sign of life and the next that was due.
+
+    Where it was not stopped but starved, the start stays as it is.
+    """
+    alive_ns, earlier = held.start_ns - held.error_ns, None
+    for look in held.looks:
+        missed_ns = look.asked_ns + look.starved_ns + look.gil_waits * switch_ns
+        if look.stopped or suspended_ns(look, earlier, held, switch_ns):
+            missed_ns = look.at_ns if look.stopped else min(missed_ns, look.at_ns)
+            start_ns = min((alive_ns + missed_ns) // 2, held.end_ns - budget_ns)
+            error_ns = max(start_ns - alive_ns, missed_ns - start_ns, _NOISE_NS)
+            return replace(held, start_ns=start_ns, error_ns=error_ns)
+        alive_ns, earlier = max(alive_ns, look.at_ns), look
+    return held
+
+
+def advice_of(held: Held, limit: Throttled | None, switch_ns: int) -> str | None:
+    """One sentence; None where nothing tells why. `limit` is what a CPU limit has cost since it was last read."""
     duration = held.end_ns - held.start_ns
     stopped = min(stopped_ns(held, switch_ns), duration)
     starved = min(_starved_ns(held), duration)
-    limited = None if incident.throttled is None else _during(incident.throttled, held)
+    limited = None if limit is None else _during(limit, held)
     if limited is not None and 2 * limited.throttled_ns >= max(stopped, starved):
         return (
             f"the container used up its CPU quota: {limited.throttled} of {limited.periods} periods throttled; "

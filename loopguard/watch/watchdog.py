@@ -105,6 +105,7 @@ class Watchdog:
         self._dumps: deque[Dump] = deque(maxlen=16)
         self._layout: iteration._Layout | None = None
         self._own_delay: RunDelay | None = None
+        self._counted = 0, 0
         self._throttling = Throttling()
         self._thread = LastingThread("watchdog", self._run, self._struck)
 
@@ -188,21 +189,30 @@ class Watchdog:
         self._shared.struck(error)
 
     def _watch(self) -> None:
+        self._shared.others.watchdog = native_id = threading.get_native_id()
         if self._layout is None:
             self._layout = iteration.find_layout()
         for alarm, watch in list(self._watches.items()):
             self._prepare(watch)
             alarm.arm(1)  # where a look was broken off, nobody else asks for the next
-        self._own_delay = own_delay = RunDelay(threading.get_native_id())
+        self._own_delay = own_delay = RunDelay(native_id)
+        self._counted = voluntary_switches(), own_delay.read() or 0
         try:
             while not self._stopping.is_set():
                 self._round(own_delay)
+                self._shared.others.gil.find()
                 self._failures = 0
         finally:
             own_delay.close()
 
     def _round(self, own_delay: RunDelay) -> None:
-        switches, delay = voluntary_switches(), own_delay.read() or 0
+        switches, delay = self._counted
+
+        def waited() -> tuple[int, int]:
+            """How often it asked for the GIL since it last counted in the round before, and how long it had no CPU."""
+            self._counted = voluntary_switches(), own_delay.read() or 0
+            return self._counted[0] - switches, self._counted[1] - delay
+
         gone_off = self._alarms.wait()
         self.looks += 1
         for alarm in gone_off:
@@ -210,15 +220,14 @@ class Watchdog:
             if watch is None:
                 continue
             seen = self._look(watch)
-            waits = voluntary_switches() - switches
-            starved = (own_delay.read() or 0) - delay
+            waits, starved = waited()
             for look in share(seen, waits, starved):
                 for each in with_what_went_on(look, watch.looks, self.budget_ns, _switch_ns()):
                     watch.add(each)
             self._look_back(watch, seen, waits, starved)
             if seen and not watch.heart.late:
                 self._tell_early(watch, watch.looks[-1])
-            self._judge(watch)
+            self._judge(watch, waited)
             self._plan(alarm, watch)
 
     def _look(self, watch: _Watch) -> list[Look]:
@@ -244,14 +253,22 @@ class Watchdog:
         heart = watch.heart
         if heart.subject is None or not (seen or heart.late):
             return
-        over = heart.late[-1].at_ns if heart.late else monotonic_ns()
-        due = heart.late[-1].due_ns if heart.late else heart.due_ns
-        asked = seen[-1].at_ns if seen else max(watch.next_ns, due + self._shared.pace.slack_ns)
-        if asked < over:
-            too_late = self._observer.too_late(heart.subject, asked, over)
-            too_late = replace(too_late, gil_waits=gil_waits, starved_ns=starved_ns)
+        beat = heart.late[-1] if heart.late else heart.overdue(monotonic_ns(), None)
+        overdue = max(watch.next_ns, beat.due_ns + self._shared.pace.slack_ns)
+        asked = seen[-1].at_ns if seen else overdue
+        if asked < beat.at_ns:
+            too_late = self._too_late(heart, asked, beat, gil_waits, starved_ns)
             for look in what_went_on(too_late, watch.looks, self.budget_ns, _switch_ns()):
                 watch.add(look)
+
+    def _too_late(
+        self, heart: Heartbeat, asked_ns: int, beat: LateBeat, gil_waits: int, starved_ns: int
+    ) -> Look:
+        """What is left to see of the time until the beat; the beat itself may have seen who was in the way."""
+        assert heart.subject is not None  # it has beaten
+        look = self._observer.too_late(heart.subject, asked_ns, beat.at_ns)
+        other = beat.other or look.other
+        return replace(look, other=other, gil_waits=gil_waits, starved_ns=starved_ns)
 
     def _dumps_of(self, heart: Heartbeat, begin_ns: int, end_ns: int) -> list[Dump]:
         """What the probe saw in that time, if no other loop was late: a dump does not say of which it is."""
@@ -286,13 +303,16 @@ class Watchdog:
                 watch.early[look.key] = early._replace(next_ns=early.next_ns << doublings)
                 self._hand_on(self._incident(watch, held, ongoing=True))
 
-    def _judge(self, watch: _Watch) -> None:
+    def _judge(self, watch: _Watch, waited: Callable[[], tuple[int, int]]) -> None:
         """Draw the verdict on each beat that came late."""
         judged = False
         while watch.heart.late:
             beat = watch.heart.late[0]
             looks = [look for look in watch.looks if beat.last_ns <= look.at_ns <= beat.at_ns]
             watch.looks = [look for look in watch.looks if look.at_ns > beat.at_ns]
+            if not looks:  # it came since the watchdog looked back
+                overdue = min(beat.due_ns + self._shared.pace.slack_ns, beat.at_ns)
+                looks = [self._too_late(watch.heart, overdue, beat, *waited())]
             looks = self._with_missed(watch.heart, beat, looks)
             try:
                 if not self._paused and beat.last_ns >= self._resumed_ns:
