@@ -77,15 +77,29 @@ class Wait:
     on: str
 
 
+class Throttled(NamedTuple):
+    """What a CPU limit cost the processes of a container: periods of it gone by, in how many of them the quota was used
+    up, for how long it kept them from a CPU then (summed over CPUs), and how long a period is."""
+
+    periods: int
+    throttled: int
+    throttled_ns: int
+    period_ns: int
+
+
 @dataclass(frozen=True, slots=True)
 class OtherThread:
-    """Another thread than the loop's: where it stood, and how long it had computed since `since_ns`."""
+    """Another thread than the loop's: where it stood, and how long it had computed since `since_ns`.
+
+    `alone`: no other thread but those that were kept from the GIL wanted it back when it was free at last.
+    """
 
     name: str
     native_id: int | None
     stack: tuple[RawFrame, ...]
     cpu_ns: int
     since_ns: int
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +113,7 @@ class Look:
     `let_in`: native code that keeps the GIL made a collection, and our callback for that let the watchdog in.
     `owner` is the thread that must release what the loop's thread waits for, where that is known.
     `other` is the thread that had computed most of late, where the watchdog had to wait for the GIL.
+    `stopped`: a debugger had stopped the loop's thread, and not the others.
     `probed`: by the probe, from inside native code that kept the GIL; else by the watchdog.
     `asked_ns` is when the watchdog's timer fired, `at_ns` when it was served; `gil_waits` counts how often it woke in
     between to ask for the GIL again, `starved_ns` how long it was ready to run without getting a CPU.
@@ -120,6 +135,7 @@ class Look:
     wait: Wait | None = None
     gil_waits: int = 0
     starved_ns: int = 0
+    stopped: bool = False
     probed: bool = False
     let_in: bool = False
     other: OtherThread | None = None
@@ -137,7 +153,8 @@ class LateBeat:
     `cpu_ns`, `gc_ns` and `run_delay_ns` are what the loop's thread spent since the last beat on a CPU, in the
     collector, and ready to run without getting a CPU. The first is None where another thread had to ask for it and
     the platform does not tell. The last is measured from the first look on, and before that it is the most that it
-    can have been; None without a look, or where the platform does not tell.
+    can have been; None where the platform does not tell. `switches` is how often it gave up its CPU to wait, `other`
+    the thread that was in its way as it came; both are None where another thread had to ask.
     """
 
     last_ns: int
@@ -147,6 +164,8 @@ class LateBeat:
     cpu_ns: int | None
     gc_ns: int
     run_delay_ns: int | None
+    switches: int | None = None
+    other: OtherThread | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +191,8 @@ class Incident:
 
     `wall_offset_ns` added to a time of CLOCK_MONOTONIC gives unix nanoseconds. Where it is `ongoing`, the callback
     still held the loop when this was written, and the incident that follows at its end has the same `id`. One that is
-    `boxed` is for the black box, and for nobody else.
+    `boxed` is for the black box, and for nobody else. `throttled` is what the CPU limit has cost since a late beat was
+    last judged; None where there is none.
     """
 
     id: str
@@ -186,3 +206,4 @@ class Incident:
     in_flight: int
     wall_offset_ns: int
     boxed: bool = False
+    throttled: Throttled | None = None

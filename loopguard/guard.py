@@ -309,7 +309,7 @@ class _Engine:
                 trouble=self.reporter.trouble,
                 struck=partial(self.reporter.trouble, struck="watchdog"),
                 probe=self._probe,
-                note_others=others.note,
+                others=others,
                 note_threadpool=self._threadpool.note,
                 delays=self._delays,
             ),

@@ -68,6 +68,7 @@ def beat(
     cpu: float = 0,
     gc: float = 0,
     run_delay: float | None = 0,
+    switches: int | None = None,
 ) -> LateBeat:
     """A beat that was due an interval after the last one, and came at `end`."""
     return LateBeat(
@@ -78,6 +79,7 @@ def beat(
         cpu_ns=round(cpu * MS),
         gc_ns=round(gc * MS),
         run_delay_ns=None if run_delay is None else round(run_delay * MS),
+        switches=switches,
     )
 
 

@@ -140,8 +140,11 @@ def test_a_process_that_was_suspended_was_not_scheduled() -> None:
     assert cause(held([look(5000, late=4940)], end=5001, cpu=20)) == "not_scheduled"
 
 
-def test_late_without_any_look_or_cpu_time_was_not_scheduled() -> None:
-    assert cause(held([], start=25, end=5000, cpu=1)) == "not_scheduled"
+def test_late_without_any_look_was_not_scheduled_only_if_the_system_says_so() -> None:
+    """It may as well have waited in a call that keeps the GIL."""
+    assert cause(held([], start=25, end=5000, cpu=1, run_delay=4900)) == "not_scheduled"
+    assert cause(held([], start=25, end=5000, cpu=1)) == "unknown"
+    assert cause(held([], start=25, end=5000, cpu=1, run_delay=None)) == "unknown"
 
 
 def test_late_without_any_look_but_computing_is_unknown() -> None:
@@ -192,6 +195,42 @@ def test_where_the_system_withheld_most_of_what_nobody_saw_it_do_it_was_not_sche
     assert cause(held(seen, end=200, cpu=60, run_delay=20)) != "not_scheduled"
 
 
+def test_a_wait_that_a_look_saw_go_on_after_a_stop_went_on_during_it() -> None:
+    """What it waits for had not come by then: without the stop it would have waited as long."""
+    stopped = [look(60, wait=SLEEP), look(360, late=290, wait=SLEEP)]
+    assert cause(held(stopped, end=370)) == "not_scheduled"
+    assert cause(held([*stopped, look(368, wait=SLEEP)], end=376)) == "blocking_call"
+    elsewhere = look(368, wait=SLEEP, stack=IN_QUEUE)
+    assert cause(held([*stopped, elsewhere], end=376)) == "not_scheduled"
+
+
+def test_a_thread_that_a_debugger_stops_alone_was_not_scheduled() -> None:
+    """In a callback or in none; but a wait that is seen on both sides went on."""
+    standing = looks(*range(70, 360, 10), cpu=30, stopped=True)
+    assert cause(held([look(60, cpu=30), *standing], cpu=40)) == "not_scheduled"
+    at_rest = [look(at, key=None, stack=(), stopped=True) for at in range(60, 390, 10)]
+    assert cause(held(at_rest)) == "not_scheduled"
+    waiting = looks(*range(70, 360, 10), wait=SLEEP, stopped=True)
+    around = [look(60, wait=SLEEP), *waiting, *looks(370, 380, wait=SLEEP)]
+    assert cause(held(around)) == "blocking_call"
+
+
+def test_what_computed_over_budget_did_so_though_it_was_stopped_for_longer() -> None:
+    """Also where the stop fell between two looks, so that neither was late."""
+    late = [look(60, cpu=55), look(100, cpu=95), look(550, late=440, cpu=100), look(600, cpu=150)]
+    assert cause(held(late, end=650, cpu=200)) == "cpu"
+    between = [look(60, cpu=55), look(100, cpu=95), look(550, cpu=100), look(600, cpu=150)]
+    assert cause(held(between, end=650, cpu=200)) == "cpu"
+
+
+def test_what_waited_over_budget_did_not_compute_while_it_was_stopped() -> None:
+    """Though the look that came late, of which most of the time is, does not tell in what it waited."""
+    callee = Callee(time.sleep, None, "sleep")
+    late = look(310, late=255, callee=callee)
+    waiting = looks(*range(320, 495, 10), wait=SLEEP, callee=callee)
+    assert cause(held([late, *waiting], end=500)) == "blocking_call"
+
+
 def test_a_watchdog_that_polls_and_so_comes_late_is_no_sign_of_a_suspended_process() -> None:
     seen = looks(80, 130, 180, 230, 280, 330, 380, late=24, wait=SLEEP, cpu=1)
     assert cause(held(seen, cpu=1)) == "blocking_call"
@@ -202,6 +241,29 @@ def test_in_no_callback_while_another_thread_keeps_the_gil_is_gil_wait() -> None
     busy = OtherThread("greedy", 4711, STACK, 330 * MS, 0)
     seen = [look(399, late=340, gil_waits=68, key=None, stack=(), other=busy)]
     assert cause(held(seen)) == "gil_wait"
+
+
+def test_a_thread_that_keeps_the_gil_without_computing_is_told_where_the_loop_asked_for_it_too() -> (
+    None
+):
+    """In a callback or in none: it woke in every switch interval, as only those do that are kept from the GIL."""
+    sleeper = OtherThread("sleeper", 4711, STACK, 0, 0, alone=True)
+    for where in ({"key": None, "stack": ()}, {"wait": FUTEX, "cpu": 1}):
+        seen = [look(399, late=340, gil_waits=68, other=sleeper, **where)]
+        assert cause(held(seen, switches=70)) == "gil_wait"
+        assert cause(held(seen, switches=25)) == "unknown"
+        assert cause(held(seen, switches=None)) == "unknown"
+
+
+def test_a_thread_that_did_not_ask_for_the_gil_waited_itself_and_kept_it() -> None:
+    """Whatever another computed meanwhile without it."""
+    busy = OtherThread("busy", 4711, STACK, 330 * MS, 0)
+    seen = [look(399, late=340, gil_waits=68, wait=FUTEX, cpu=1, other=busy)]
+    assert cause(held(seen, cpu=2, switches=2)) == "blocking_call"
+    assert cause(held(seen, cpu=2, switches=70)) == "gil_wait"
+    assert cause(held([look(399, late=340, gil_waits=68, key=None, stack=())], switches=2)) == (
+        "unknown"
+    )
 
 
 def test_where_no_other_thread_computed_who_kept_the_gil_is_unknown() -> None:

@@ -119,9 +119,22 @@ def test_a_single_look_at_release_holds_the_time_in_which_the_watchdog_asked_for
     assert start + error >= 65
 
 
-def test_a_single_late_look_without_a_fight_for_the_gil_holds_nothing() -> None:
-    """The watchdog itself was not run; what ran meanwhile is not known."""
-    assert judge(beat(396), look(395, late=340, gil_waits=0)) == []
+def test_a_single_late_look_without_a_fight_for_the_gil_holds_nothing_against_its_callback() -> (
+    None
+):
+    """The watchdog itself was stopped, and the loop with it: what was running is not known, and that is told of."""
+    [held] = find_stalls(beat(396), [look(395, late=340, gil_waits=0)], BUDGET, SWITCH)
+    assert (held.start_ns / MS, held.error_ns / MS, held.end_ns / MS) == (27.5, 27.5, 395)
+    assert [(seen.key, seen.stack, seen.late_ns) for seen in held.looks] == [(None, (), 340 * MS)]
+
+
+def test_a_stop_between_looks_at_short_callbacks_began_behind_the_last_of_them() -> None:
+    looks = [look(56, key="a"), look(360, late=296, key="b"), look(368, key="b")]
+    assert judge(beat(380), *looks) == [(60, 4, 360)]
+
+
+def test_a_stop_within_the_budget_is_nothing() -> None:
+    assert judge(beat(160), look(154, late=99), look(158, key="b")) == []
 
 
 def test_time_that_the_watchdog_had_no_cpu_is_not_held_against_anybody() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import hashlib
 import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -23,6 +26,9 @@ pytestmark = [
     pytest.mark.core,
     pytest.mark.skipif(sys.platform != "linux", reason="the clocks of other threads are Linux's"),
 ]
+
+
+KEEPING = ctypes.PyDLL(None)
 
 
 def keep_the_gil() -> object:
@@ -67,6 +73,79 @@ def test_the_thread_that_keeps_the_gil_is_named(loop: str, idle: bool) -> None:
     assert stall.holder.culprit is not None
     assert stall.holder.culprit.function == "keep_the_gil"
     assert stall.holder.culprit.code == 're.match(r"(a+)+$", "a" * 24 + "b")'
+
+
+def usleep(seconds: float) -> None:
+    """Wait, and keep the GIL all the while."""
+    KEEPING.usleep(int(seconds * 1e6))
+
+
+def sleep_with_the_gil() -> None:
+    time.sleep(0.02)  # lets the loop go on first
+    usleep(3 * LONG)
+    time.sleep(LONG)
+
+
+async def ended(thread: threading.Thread) -> None:
+    while thread.is_alive():
+        await asyncio.sleep(REST)
+    await asyncio.sleep(REST)
+
+
+def known(main: Callable[[], Coroutine[Any, Any, None]], loop: str) -> Stall:
+    """The one stall of the first run in which it is known why; on a busy machine that may not be the first of all."""
+    stalls: list[Stall] = []
+    for _ in range(8):
+        guard = loopguard.install(budget=BUDGET, log=False)
+        run(main(), loop)
+        stalls = [stall for stall in told(guard) if stall.cause != "unknown"]
+        loopguard.uninstall()
+        if stalls:
+            break
+    [stall] = stalls
+    return stall
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("idle", [True, False], ids=["idle", "in a callback"])
+def test_so_is_one_that_keeps_it_and_waits(loop: str, idle: bool) -> None:
+    """No clock of it runs: but of all others it alone wants the GIL back, and the loop asked for it too."""
+
+    async def main() -> None:
+        thread = threading.Thread(target=sleep_with_the_gil, name="greedy")
+        await asyncio.sleep(REST)
+        thread.start()
+        if not idle:
+            keep_busy(2 * REST)
+        await ended(thread)
+
+    stall = known(main, loop)
+    assert (stall.cause, stall.culprit) == ("gil_wait", None)
+    assert stall.holder is not None
+    assert stall.holder.thread == "greedy"
+    assert stall.holder.culprit is not None
+    assert stall.holder.culprit.function == "usleep"
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_wait_of_the_loops_own_that_keeps_the_gil_is_a_blocking_call(loop: str) -> None:
+    """Though another thread computes meanwhile, which wants no GIL for that."""
+
+    def compute() -> None:
+        hashlib.pbkdf2_hmac("sha256", b"word", b"salt", 3_000_000)
+
+    async def main() -> None:
+        thread = threading.Thread(target=compute)
+        await asyncio.sleep(REST)
+        thread.start()
+        await asyncio.sleep(REST)
+        usleep(2 * LONG)
+        await ended(thread)
+
+    stall = known(main, loop)
+    assert (stall.cause, stall.waited_on, stall.holder) == ("blocking_call", None, None)
+    assert stall.culprit is not None
+    assert stall.culprit.function == "usleep"
 
 
 def wait_for_rlock() -> Callable[[], None]:

@@ -9,6 +9,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -134,7 +135,7 @@ def test_a_receive_from_a_unix_socket_is_unix() -> None:
         assert wait == Wait("recvfrom", "unix")
 
 
-def test_a_unix_socket_is_not_named_by_its_path(tmp_path: Path) -> None:
+def test_a_unix_socket_is_named_by_its_path_which_is_cut_where_it_is_told(tmp_path: Path) -> None:
     path = str(tmp_path / "secret.sock")
     with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
         server.bind(path)
@@ -142,7 +143,159 @@ def test_a_unix_socket_is_not_named_by_its_path(tmp_path: Path) -> None:
         client.connect(path)
         peer, _ = server.accept()
         with peer, waiting(lambda: client.recv(1), lambda: peer.send(b"x")) as wait:
-            assert wait == Wait("recvfrom", "unix")
+            assert wait == Wait("recvfrom", f"unix {path}")
+
+
+def test_an_abstract_unix_socket_is_named_in_what_can_be_printed() -> None:
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
+        server.bind(f"\0loopguard\n\x1b[2J{os.getpid()}".encode() + b"\xff")
+        server.listen()
+        client.connect(server.getsockname())
+        peer, _ = server.accept()
+        with peer, waiting(lambda: client.recv(1), lambda: peer.send(b"x")) as wait:
+            assert wait == Wait("recvfrom", f"unix @loopguard\\n\\x1b[2J{os.getpid()}\\xff")
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_poll_of_several_is_for_the_first_that_has_a_peer(
+    server: socket.socket, pipe: tuple[int, int], place: int
+) -> None:
+    """The others are there to wake it up."""
+    with socket.create_connection(server.getsockname()[:2]) as client:
+        peer, _ = server.accept()
+        poller = select.poll()
+        for file in (pipe[0], client.fileno())[:: 1 if place else -1]:
+            poller.register(file, select.POLLIN)
+        with peer, waiting(poller.poll, lambda: peer.send(b"x")) as wait:
+            assert wait == Wait("poll", f"tcp {address(server)}")
+
+
+def test_a_select_of_several_is_for_the_first_that_has_a_peer(
+    server: socket.socket, pipe: tuple[int, int]
+) -> None:
+    with socket.create_connection(server.getsockname()[:2]) as client:
+        peer, _ = server.accept()
+        with (
+            peer,
+            waiting(
+                lambda: select.select([pipe[0], client.fileno()], [], []), lambda: peer.send(b"x")
+            ) as wait,
+        ):
+            assert wait is not None
+            assert wait.on == f"tcp {address(server)}"
+
+
+def test_an_epoll_of_several_is_for_the_one_that_has_a_peer(
+    server: socket.socket, pipe: tuple[int, int]
+) -> None:
+    with socket.create_connection(server.getsockname()[:2]) as client, select.epoll() as poller:
+        peer, _ = server.accept()
+        poller.register(pipe[0], select.EPOLLIN)
+        poller.register(client, select.EPOLLIN)
+        with peer, waiting(poller.poll, lambda: peer.send(b"x")) as wait:
+            assert wait == Wait("epoll_wait", f"tcp {address(server)}")
+
+
+def test_a_connect_to_a_unix_socket_whose_backlog_is_full_names_it(tmp_path: Path) -> None:
+    path = str(tmp_path / "full.sock")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen(0)
+        filler, client = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+        filler.connect(path)
+        with waiting(lambda: client.connect(path), lambda: server.accept()[0].close()) as wait:
+            assert wait == Wait("connect", f"unix {path}")
+        filler.close()
+        client.close()
+
+
+def test_a_wait_for_a_pidfd_names_the_child() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        pidfd = os.pidfd_open(child.pid)
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        with waiting(poller.poll, child.kill) as wait:
+            assert wait == Wait("poll", f"pid {child.pid}")
+        os.close(pidfd)
+
+
+def test_a_wait_for_a_child_by_its_pidfd_names_it() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        pidfd = os.pidfd_open(child.pid)
+        options = os.WEXITED | os.WNOWAIT
+        with waiting(lambda: os.waitid(os.P_PIDFD, pidfd, options), child.kill) as wait:
+            assert wait == Wait("waitid", f"pid {child.pid}")
+        os.close(pidfd)
+
+
+def test_a_read_of_an_eventfd_is_one() -> None:
+    eventfd = os.eventfd(0)
+    with waiting(lambda: os.eventfd_read(eventfd), lambda: os.eventfd_write(eventfd, 1)) as wait:
+        assert wait == Wait("read", "eventfd")
+    os.close(eventfd)
+
+
+def test_a_lock_of_a_part_of_a_file_names_it(tmp_path: Path) -> None:
+    """Another process has it: such locks are a process's."""
+    path = tmp_path / "lock"
+    path.touch()
+    script = (
+        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX);"
+        "print(flush=True); sys.stdin.read()"
+    )
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as other,
+        path.open("w") as wanted,
+    ):
+        assert other.stdout is not None
+        other.stdout.readline()
+        with waiting(lambda: fcntl.lockf(wanted, fcntl.LOCK_EX), other.kill) as wait:
+            assert wait == Wait("fcntl", str(path))
+
+
+RESTARTED = """
+import socket, sys, threading, time
+from loopguard.capture.system_calls import waiting_in
+ours, theirs = socket.socketpair()
+ours.settimeout(60)
+lock = threading.Lock()
+lock.acquire()
+works = [lambda: ours.recv(1), lambda: lock.acquire(timeout=60)]
+threads = [threading.Thread(target=work, daemon=True) for work in works]
+for thread in threads:
+    thread.start()
+print("begun", flush=True)
+sys.stdin.readline()
+print([waiting_in(thread.native_id) for thread in threads], flush=True)
+"""
+
+
+def test_a_call_that_goes_on_after_a_stop_is_the_one_that_it_was() -> None:
+    """The kernel restarts those with a time-out by a call of its own, `restart_syscall`."""
+    with subprocess.Popen(
+        [sys.executable, "-c", RESTARTED],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(0.2)
+        child.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED)
+        child.send_signal(signal.SIGCONT)
+        time.sleep(0.2)
+        child.stdin.write("\n")
+        child.stdin.flush()
+        said = child.stdout.readline()
+        child.kill()
+    assert said == "[Wait(call='poll', on='unix'), Wait(call='futex', on='')]\n"
 
 
 def test_a_read_of_a_pipe_is_one(pipe: tuple[int, int]) -> None:
@@ -237,11 +390,11 @@ def test_a_lock_is_a_futex() -> None:
         assert wait == Wait("futex", "")
 
 
-def test_opening_a_fifo_that_nobody_writes_is_an_open(tmp_path: Path) -> None:
+def test_opening_a_fifo_that_nobody_writes_names_it(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with waiting(lambda: fifo.open().close(), lambda: fifo.open("w").close()) as wait:
-        assert wait == Wait("openat", "")
+        assert wait == Wait("openat", str(fifo))
 
 
 def test_a_wait_for_a_signal_is_named() -> None:

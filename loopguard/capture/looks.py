@@ -17,13 +17,12 @@ from loopguard.capture.callee import callee_in_c, callee_of
 from loopguard.capture.clocks import thread_cpu_ns
 from loopguard.capture.collector import CollectorClock
 from loopguard.capture.contexts import ContextReader
-from loopguard.capture.others import OtherThreads
+from loopguard.capture.others import KEPT_WAITING_NS, OtherThreads
 from loopguard.capture.owners import owner_of
 from loopguard.capture.probe import Dump
 from loopguard.capture.resolve import Standing
-from loopguard.evidence import ActiveRequest, Iteration, Look, OtherThread, RawFrame, Through, Wait
+from loopguard.evidence import ActiveRequest, Iteration, Look, RawFrame, Through, Wait
 
-_KEPT_WAITING_NS = 20_000_000
 _HEARTBEAT = "loopguard.watch.heartbeat"
 # CPython 3.11 collects amid an allocation, in whatever native code that is; later ones wait for the next bytecode.
 _COLLECTS_AMIDST = sys.version_info < (3, 12)
@@ -87,13 +86,20 @@ class Observer:
         request = None if context is None else self.request_of(context)
         everything, run_once = stacks.walk(frame, iteration.RUN_ONCE)
         stack = _callback(everything, subject)
-        other: OtherThread | None = None
+        late_ns = at_ns - asked_ns
         standing: list[Standing] = []
-        if at_ns - asked_ns > _KEPT_WAITING_NS:
+        if late_ns > KEPT_WAITING_NS:
             standing = list(zip(stacks.frames_of(frame), everything, strict=False))
-            other = self.others.busiest(frames, subject.thread_id)
+        other = self.others.in_the_way(frames, subject.thread_id, late_ns)
         if not stack or frame is None:
-            idle = Look(asked_ns=asked_ns, at_ns=at_ns, key=None, stack=(), other=other)
+            idle = Look(
+                asked_ns=asked_ns,
+                at_ns=at_ns,
+                key=None,
+                stack=(),
+                other=other,
+                stopped=self._stopped(subject),
+            )
             return probed.before(idle, dumps(), subject.base_depth, [])
         began = None if read_iteration is None else read_iteration(run_once)
         cpu_ns = thread_cpu_ns(subject.native_id) if self.cpu_clock else None
@@ -118,6 +124,7 @@ class Observer:
             cpu_ns=cpu_ns,
             wait=wait,
             let_in=collecting and _COLLECTS_AMIDST and callee is not None,
+            stopped=self._stopped(subject),
             other=other,
             owner=owner,
         )
@@ -125,9 +132,8 @@ class Observer:
 
     def too_late(self, subject: Subject, asked_ns: int, over_ns: int) -> Look:
         """What is left to see where all was over, at `over_ns`, before there was time to look."""
-        other = None
-        if over_ns - asked_ns > _KEPT_WAITING_NS:
-            other = self.others.busiest(sys._current_frames(), subject.thread_id)
+        late_ns = over_ns - asked_ns
+        other = self.others.in_the_way(sys._current_frames(), subject.thread_id, late_ns)
         return Look(asked_ns=asked_ns, at_ns=over_ns, key=None, stack=(), other=other)
 
     def _through(self, innermost: FrameType, stack: list[RawFrame]) -> Through | None:
@@ -139,6 +145,9 @@ class Observer:
         callee = callee_in_c(frame, stack[place].lasti, stack[place - 1].code.co_name)
         stands = frame.f_lasti == stack[place].lasti
         return Through(place, callee) if callee is not None and stands else None
+
+    def _stopped(self, subject: Subject) -> bool:
+        return self.system_calls and system_calls.stopped(subject.native_id)
 
     def _wait(self, subject: Subject, frame: FrameType, lasti: int) -> Wait | None:
         """What the thread waits in. To ask lets the GIL go: it counts if the thread did not go on meanwhile."""

@@ -1,4 +1,4 @@
-"""The other threads: which of them computed while the loop waited, and where it stands."""
+"""The other threads: which of them kept the GIL while the loop waited for it, and where it stands."""
 
 from __future__ import annotations
 
@@ -7,17 +7,26 @@ from types import FrameType
 
 from loopguard.capture import stacks
 from loopguard.capture.clocks import thread_cpu_ns
+from loopguard.capture.gil import Gil
 from loopguard.evidence import OtherThread
 
 _MOST = 200  # threads whose clocks are read: half a microsecond each
 _EVERY_NS = 1_000_000_000
 _LEAST_NS = 1_000_000
+KEPT_WAITING_NS = 20_000_000
+"""Who waited no longer than this for the GIL was kept from it by nobody: so long a busy machine takes to wake it."""
+_ASKED = 64  # threads whose system calls are read: ten microseconds each
 
 
 class OtherThreads:
-    """CPU clocks of the threads of this process, noted once in a while to compare with later."""
+    """CPU clocks of the threads of this process, noted once in a while to compare with later.
+
+    `watchdog` is the native identifier of the thread that is never in the way: it waits for the GIL as the loop does.
+    """
 
     def __init__(self) -> None:
+        self.watchdog: int | None = None
+        self.gil = Gil()
         self._noted: dict[int | None, int] = {}
         self._noted_ns = 0
 
@@ -27,13 +36,22 @@ class OtherThreads:
             self._noted_ns = now_ns
             self._noted = _clocks(_threads())
 
-    def busiest(self, frames: dict[int, FrameType], own: int) -> OtherThread | None:
-        """The thread that computed most since the clocks were noted, as it stands in `frames`.
+    def in_the_way(
+        self, frames: dict[int, FrameType], own: int, late_ns: int
+    ) -> OtherThread | None:
+        """The thread that kept the GIL of late for so long, as it stands in `frames`; not that with the identifier `own`.
 
-        Neither that with the identifier `own`, nor the one that asks.
+        None where it was not for long, or nothing tells. The one that computed most since the
+        clocks were noted. Where none computed for much of the time, the only one that wants the GIL back now: who kept
+        it and was made to hand it over does, and all others rest in calls of their own.
         """
-        apart = {own, threading.get_ident()}
-        threads = [thread for thread in _threads() if thread.ident not in apart]
+        if late_ns <= KEPT_WAITING_NS:
+            return None
+        threads = [
+            thread
+            for thread in _threads()
+            if thread.ident != own and thread.native_id not in (None, self.watchdog)
+        ]
         clocks = _clocks(threads)
         spent = {
             thread: clocks[thread.native_id] - self._noted.get(thread.native_id, 0)
@@ -41,11 +59,38 @@ class OtherThreads:
             if thread.native_id in clocks
         }
         busiest = max(spent, key=lambda thread: spent[thread], default=None)
+        if busiest is not None and spent[busiest] >= max(_LEAST_NS, late_ns // 4):
+            return self._as_it_stands(busiest, frames, spent[busiest])
+        wanting = self._wanting(threads)
+        if len(wanting) == 1:
+            return self._as_it_stands(wanting[0], frames, spent.get(wanting[0], 0), alone=True)
         if busiest is None or spent[busiest] < _LEAST_NS:
             return None
-        frame = None if busiest.ident is None else frames.get(busiest.ident)
-        stack = stacks.bounded(stacks.walk(frame, None)[0])
-        return OtherThread(busiest.name, busiest.native_id, stack, spent[busiest], self._noted_ns)
+        return self._as_it_stands(busiest, frames, spent[busiest])
+
+    def _wanting(self, threads: list[threading.Thread]) -> list[threading.Thread]:
+        """Those that wait for the GIL; none where that is not to be seen, or there are too many threads to ask.
+
+        Our own never keep it without computing.
+        """
+        if len(threads) > _ASKED:
+            return []
+        return [
+            thread
+            for thread in threads
+            if not thread.name.startswith("loopguard-")
+            and self.gil.wanted_by(thread.native_id or 0)
+        ]
+
+    def _as_it_stands(
+        self,
+        thread: threading.Thread,
+        frames: dict[int, FrameType],
+        cpu_ns: int,
+        alone: bool = False,
+    ) -> OtherThread:
+        stack = stacks.bounded(stacks.walk(frames.get(thread.ident or 0), None)[0])
+        return OtherThread(thread.name, thread.native_id, stack, cpu_ns, self._noted_ns, alone)
 
 
 def _threads() -> list[threading.Thread]:

@@ -88,6 +88,7 @@ def _seen(
         through=None,
         cpu_ns=None,
         wait=None,
+        stopped=False,
         gil_waits=0,
         starved_ns=0,
         other=None,

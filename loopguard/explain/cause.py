@@ -75,13 +75,15 @@ def cause_of(held: Held, budget_ns: int, switch_ns: int) -> Cause:
         if wait is not None and wait.call != "futex":
             return "blocking_call"
         # It would have computed, had it been given a CPU; but not while it waited, for the delay may be another's.
-        free = max(0.0, duration - on_cpu - _seen_waiting(held, switch_ns))
-        on_cpu += min(held.beat.run_delay_ns or 0, free)
+        waited = _seen_waiting(held, switch_ns)
+        # Stopped it would have gone on as it was seen to do for the rest.
+        stopped = stopped_ns(held, switch_ns) if on_cpu > waited else 0
+        free = max(0.0, duration - on_cpu - waited)
+        on_cpu += min(max(held.beat.run_delay_ns or 0, stopped), free)
     if on_cpu >= _HALF * duration:
         return "gil_hold" if max(starved, _let_in_share(held)) >= _HALF else "cpu"
     if starved >= _HALF:
-        # Else it may be a native call that waits and keeps the GIL.
-        return "gil_wait" if _another_computed(held, switch_ns) else "unknown"
+        return _cause_off_cpu(held, switch_ns)
     return _wait_cause(held)
 
 
@@ -93,7 +95,29 @@ def _unseen_cause(held: Held, starved: float, computed: bool, switch_ns: int) ->
         return "gc"
     if computed:
         return "gil_hold"
-    return "gil_wait" if _another_computed(held, switch_ns) else "unknown"
+    return "gil_wait" if _cause_off_cpu(held, switch_ns) == "gil_wait" else "unknown"
+
+
+def _cause_off_cpu(held: Held, switch_ns: int) -> Cause:
+    """Of a time in which the watchdog was kept from the GIL, and the loop's thread did not compute.
+
+    Either it was kept from the GIL too, or it waited itself in a native call that keeps it. A thread that is kept from
+    it wakes in every switch interval, as long as it gets a CPU; one that waits in a call hardly ever.
+    """
+    starved_ns = sum(_starved_of_gil(look, switch_ns) for look in held.looks)
+    beat, other = held.beat, in_the_way(held, "gil_wait")
+    asked_ns = None
+    if beat.switches is not None:
+        asked_ns = beat.switches * switch_ns + (beat.run_delay_ns or 0)
+        if asked_ns < starved_ns / 4:
+            return "blocking_call"
+        if asked_ns < starved_ns / 2:
+            return "unknown"
+    if other is None:
+        return "unknown"
+    # A quarter will do: on a busy machine a thread that keeps the GIL has to wait for a CPU itself.
+    kept_it = other.cpu_ns >= starved_ns / 4 or (other.alone and asked_ns is not None)
+    return "gil_wait" if kept_it else "unknown"
 
 
 def in_the_way(held: Held, cause: Cause) -> OtherThread | None:
@@ -103,17 +127,7 @@ def in_the_way(held: Held, cause: Cause) -> OtherThread | None:
     if cause != "gil_wait":
         return None
     others = [look.other for look in held.looks if look.other is not None]
-    return max(others, key=lambda other: other.cpu_ns, default=None)
-
-
-def _another_computed(held: Held, switch_ns: int) -> bool:
-    """Whether another thread computed for much of the time that the watchdog was kept from the GIL.
-
-    A quarter will do: on a busy machine a thread that keeps the GIL has to wait for a CPU itself.
-    """
-    other = in_the_way(held, "gil_wait")
-    starved = sum(_starved_of_gil(look, switch_ns) for look in held.looks)
-    return other is not None and other.cpu_ns >= starved / 4
+    return max(others, key=lambda other: (other.alone, other.cpu_ns), default=None)
 
 
 def wait_of(held: Held) -> tuple[Wait | None, Callee | None, tuple[RawFrame, ...]]:
@@ -183,27 +197,38 @@ def _not_run(held: Held, duration: int, on_cpu: float, budget_ns: int, switch_ns
     own = on_cpu + _seen_waiting(held, switch_ns)
     if own >= budget_ns:
         return False
-    if not held.looks:
-        return True
-    asleep = sum(_suspended(look, held, switch_ns) for look in held.looks)
+    asleep = stopped_ns(held, switch_ns)
     withheld = max(held.beat.run_delay_ns or 0, asleep)
     # Where the watchdog got no CPU the loop need not have lacked one; but then nobody saw what it did.
     unwatched = min(sum(look.starved_ns for look in held.looks), duration)
     return duration - withheld < budget_ns or 2 * max(withheld, unwatched) >= duration - own
 
 
+def stopped_ns(held: Held, switch_ns: int) -> float:
+    """Nanoseconds for which the process was stopped, or the loop's thread alone."""
+    alone = sum(seconds for look, seconds in weigh(held) if look.stopped)
+    before = [None, *held.looks]
+    late = sum(
+        suspended_ns(look, earlier, held, switch_ns)
+        for earlier, look in zip(before, held.looks, strict=False)
+    )
+    return alone * 1e9 + late
+
+
 def _seen_waiting(held: Held, switch_ns: int) -> float:
     """Nanoseconds for which the looks saw it wait for something, other than for the GIL or a CPU.
 
-    Between two looks at one wait it was waiting, unless all was suspended. Any other look tells only of as much time
+    Between two looks at one wait it was waiting, unless all was suspended; and also then, if it was still waiting at a look
+    that came after that: what it waited for would have come no sooner. Any other look tells only of as much time
     as looks are apart where the watchdog is run as it should be, and the first of that since it surely had begun.
     """
     beat = held.beat
     lateness = (beat.run_delay_ns or 0) / max(beat.at_ns - beat.last_ns, 1)
     apart = (beat.due_ns - beat.last_ns) // 6
     seen = 0.0
-    for before, look, after in zip(
-        [None, *held.looks], held.looks, [*held.looks[1:], None], strict=False
+    looks = [look for look in held.looks if not look.stopped]
+    for before, look, after, later in zip(
+        [None, *looks], looks, [*looks[1:], None], [*looks[2:], None, None], strict=False
     ):
         if not _waits(look):
             continue
@@ -213,8 +238,15 @@ def _seen_waiting(held: Held, switch_ns: int) -> float:
             end = held.end_ns if after is None else after.asked_ns
             seen += min(apart, max(0, end - look.at_ns))
         else:
-            seen += after.at_ns - look.at_ns - _suspended(after, held, switch_ns)
+            seen += after.at_ns - look.at_ns
+            if later is None or not _same_wait(look, after, later):
+                seen -= suspended_ns(after, look, held, switch_ns)
     return seen
+
+
+def _same_wait(*looks: Look) -> bool:
+    """Whether they saw it wait in the same call, at the same place in the code."""
+    return len({(look.wait, look.stack[:1]) for look in looks}) == 1
 
 
 def _waits(look: Look) -> bool:
@@ -223,14 +255,24 @@ def _waits(look: Look) -> bool:
     )
 
 
-def _suspended(look: Look, held: Held, switch_ns: int) -> int:
+def suspended_ns(look: Look, earlier: Look | None, held: Held, switch_ns: int) -> int:
     """Nanoseconds for which the watchdog was late, and neither for want of the GIL nor of a CPU.
 
-    A watchdog without a kernel timer is late by up to an interval.
+    A watchdog without a kernel timer is late by up to an interval. One that was suspended before it had asked for this
+    look asked late.
     """
-    late = look.late_ns - look.starved_ns
     punctual = held.beat.due_ns - held.beat.last_ns + _WAKE_UP_NS
-    return late if late > punctual and look.gil_waits * switch_ns < late // 2 else 0
+    late = look.late_ns - look.starved_ns
+    if late > punctual and look.gil_waits * switch_ns < late // 2:
+        return late
+    if earlier is None or None in (earlier.cpu_ns, look.cpu_ns):
+        return 0
+    # Between looks it waits for a twelfth of the budget, or for a sixteenth of the callback's age.
+    asked = max(2 * punctual, (earlier.at_ns - held.start_ns) // 8)
+    late = look.asked_ns - earlier.at_ns - earlier.starved_ns
+    computed = (look.cpu_ns or 0) - (earlier.cpu_ns or 0)
+    idle = late > asked and earlier.gil_waits * switch_ns < late // 2
+    return max(0, late - computed) if idle else 0
 
 
 def _importing(held: Held) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from loopguard.config import Config
 from loopguard.evidence import Held, Incident, OtherThread, RawFrame, Wait
-from loopguard.explain import paths
+from loopguard.explain import paths, scheduling
 from loopguard.explain.advice import advise
 from loopguard.explain.call import call_on_line
 from loopguard.explain.cause import cause_of, cpu_seconds, gc_seconds, in_the_way, wait_of
@@ -52,7 +52,12 @@ class Explainer:
 
     def explain(self, incident: Incident) -> Explained:
         held, budget_ns, config = incident.held, incident.budget_ns, self.config()
-        cause = self._cause(held, budget_ns)
+        switch_ns = int(sys.getswitchinterval() * 1e9)
+        cause = "congestion" if held.together else cause_of(held, budget_ns, switch_ns)
+        why_not_run = None
+        if cause == "not_scheduled":
+            held = scheduling.dated(held, budget_ns, switch_ns)
+            why_not_run = scheduling.advice_of(held, incident.throttled, switch_ns)
         verdict = agree(held, self.ownership())
         look = None if verdict is None or held.together else verdict.look  # a crowd is nobody's
         blamed = None if cause in _BLAME_NOBODY else verdict
@@ -95,7 +100,7 @@ class Explainer:
             delayed_complete=None,
             in_flight=incident.in_flight,
             open_connections=None,
-            advice=advise(cause, call, blamed),
+            advice=why_not_run or advise(cause, call, blamed),
             fingerprint=fingerprint_of(
                 culprit, call, contributors[0].name if contributors else cause
             ),
@@ -108,11 +113,6 @@ class Explainer:
         )
         request = None if look is None else look.request
         return Explained(stall, context, None if request is None else request.context)
-
-    def _cause(self, held: Held, budget_ns: int) -> Cause:
-        if held.together:
-            return "congestion"
-        return cause_of(held, budget_ns, int(sys.getswitchinterval() * 1e9))
 
     def _phases(self, held: Held) -> tuple[Share, ...] | None:
         phases = phases_of(held, self.ownership())
@@ -149,7 +149,10 @@ class Explainer:
     def _waited_on(self, cause: Cause, wait: Wait | None) -> str | None:
         if wait is None or cause not in ("blocking_call", "lock"):
             return None
-        on = paths.guarded(wait.on, self.config().root) if wait.on.startswith("/") else wait.on
+        if wait.call == "futex" and cause != "lock":
+            return None  # for the GIL, which it had let go when it was seen
+        kind, slash, path = wait.on.partition("/")
+        on = kind + paths.guarded(slash + path, self.config().root) if slash else kind
         return f"{wait.call} {on}".rstrip()
 
 

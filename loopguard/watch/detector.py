@@ -68,7 +68,29 @@ def find_stalls(
         if after is not None:
             end = max(certain_end, _until(group[-1], seen[place + 1][0], after, beat))
         held.append(Held(likely, error, end, group, beat))
-    return held
+    return held or _stopped(beat, looks, budget_ns, switch_ns)
+
+
+def _stopped(beat: LateBeat, looks: Sequence[Look], budget_ns: int, switch_ns: int) -> list[Held]:
+    """Where no callback was over its budget: the time for which the watchdog itself was stopped, if that was; one or none.
+
+    What the first look after it saw may have begun since, and is told of nothing here.
+    """
+    for before, look in zip([None, *looks], looks, strict=False):
+        late = look.late_ns - look.starved_ns
+        if late >= budget_ns and look.gil_waits * switch_ns < late // 2:
+            alive = beat.last_ns if before is None else before.at_ns
+            start = (alive + look.asked_ns) // 2
+            nobodys = Look(
+                asked_ns=look.asked_ns,
+                at_ns=look.at_ns,
+                key=None,
+                stack=(),
+                gil_waits=look.gil_waits,
+                starved_ns=look.starved_ns,
+            )
+            return [Held(start, start - alive, look.at_ns, (nobodys,), beat)]
+    return []
 
 
 def find_congestion(beat: LateBeat, looks: Sequence[Look], limit_ns: int) -> list[Held]:
@@ -241,7 +263,7 @@ def _starved_since(look: Look, switch_ns: int) -> int:
     Had it come to a place where the interpreter hands over the GIL, the watchdog would have been served there. So
     if it waited for the GIL, and not for a CPU, then one native call filled the time.
     """
-    if look.gil_waits * switch_ns < look.late_ns // 2:
+    if look.gil_waits * switch_ns < (look.late_ns - look.starved_ns) // 2:
         return look.at_ns
     return look.asked_ns + look.starved_ns + 2 * switch_ns
 

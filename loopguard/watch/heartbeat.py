@@ -8,13 +8,14 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic_ns, thread_time_ns
 from types import CodeType
 from typing import NamedTuple
 
-from loopguard.capture.clocks import RunDelay, thread_cpu_ns
+from loopguard.capture.clocks import RunDelay, thread_cpu_ns, voluntary_switches
 from loopguard.capture.looks import Subject
+from loopguard.capture.others import OtherThreads
 from loopguard.capture.probe import Probe, ProbeTimer
 from loopguard.capture.stacks import depth_of
 from loopguard.evidence import LateBeat
@@ -59,7 +60,7 @@ class Watching:
     trouble: Callable[[BaseException], None]
     struck: Callable[[BaseException], None]
     probe: Probe | None
-    note_others: Callable[[int], None]
+    others: OtherThreads
     note_threadpool: Callable[[int], None]
     delays: Delays
 
@@ -94,6 +95,7 @@ class Heartbeat:
         self._run_delay = RunDelay(threading.get_native_id())
         self._cpu_ns = 0
         self._gc_ns = 0
+        self._switches = 0
         self._beats = 0
         self._delay_ns: int | None = None
         self._noted: tuple[int, int] | None = None
@@ -118,7 +120,7 @@ class Heartbeat:
             now = monotonic_ns()
             if now - self.due_ns >= self._shared.pace.slack_ns:
                 self._count(now)
-                self.late.append(self.overdue(now, thread_time_ns()))
+                self.late.append(self._late(now))
             self.watched_ns += now - self.last_ns
         self._give_back_ring()
         self._run_delay.close()
@@ -193,11 +195,11 @@ class Heartbeat:
             self._count(now)
             if now - self.due_ns < slack:
                 self._next(now)
-                self._shared.note_others(now)
+                self._shared.others.note(now)
                 self._shared.note_threadpool(now)
                 self.alarm.arm(self.due_ns + slack)
             else:
-                self.late.append(self.overdue(now, thread_time_ns()))
+                self.late.append(self._late(now))
                 self._next(now)
                 self.alarm.arm(1)
         except Exception as error:
@@ -224,6 +226,7 @@ class Heartbeat:
         self.due_ns = now + interval
         self._cpu_ns = thread_time_ns()
         self._gc_ns = self._shared.collector_ns()
+        self._switches = voluntary_switches()
         self._noted = None
         if self.probe is not None:
             self.probe.arm(probe_ns)
@@ -243,6 +246,17 @@ class Heartbeat:
             return Spent(now, cpu_ns)
         return Spent(now, cpu_ns, max(0, now - self.due_ns - (cpu_ns - self._cpu_ns)))
 
+    def _late(self, now: int) -> LateBeat:
+        """A beat that came late. Who was in the way comes first: it goes on as soon as the GIL is free.
+
+        Where this thread gets the GIL before the watchdog does, nobody sees it earlier.
+        """
+        frames, own = sys._current_frames(), threading.get_ident()
+        del frames[own]  # this one, which holds `frames`
+        other = self._shared.others.in_the_way(frames, own, now - self.due_ns)
+        switches = voluntary_switches() - self._switches
+        return replace(self.overdue(now, thread_time_ns()), switches=switches, other=other)
+
     def overdue(self, now: int, cpu_ns: int | None) -> LateBeat:
         """The beat that is late by now, as if it had come. `cpu_ns` is the CPU clock of the loop's thread, if known."""
         return LateBeat(
@@ -258,7 +272,7 @@ class Heartbeat:
     def _estimated_run_delay(self, now: int) -> int | None:
         """Since the first look it is known. Before that it was no more than since it was last read, some beats ago."""
         delay = self._run_delay.read()
-        if delay is None or self._noted is None or self._delay_ns is None:
+        if delay is None or self._delay_ns is None:
             return None
-        since, before = self._noted
+        since, before = self._noted or (now, delay)
         return delay - before + min(before - self._delay_ns, since - self.last_ns)

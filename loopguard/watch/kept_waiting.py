@@ -45,8 +45,9 @@ def what_went_on(
     for_the_gil = waited_ns >= 4 * switch_ns and too_late.gil_waits * switch_ns >= waited_ns // 2
     last = looks[-1]
     seen_ns = last.at_ns - next(look.at_ns for look in looks if look.key == last.key)
-    computed_ns = 0 if too_late.other is None else too_late.other.cpu_ns
-    if not for_the_gil or seen_ns > budget_ns // 2 or computed_ns < waited_ns // 4:
+    other = too_late.other
+    kept_it = other is not None and (other.alone or other.cpu_ns >= waited_ns // 4)
+    if not for_the_gil or seen_ns > budget_ns // 2 or not kept_it:
         return []
     return [
         replace(

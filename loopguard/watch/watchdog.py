@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from uuid import uuid4
 
 from loopguard.capture import iteration, probed
+from loopguard.capture.cgroup import Throttling
 from loopguard.capture.clocks import RunDelay, voluntary_switches
 from loopguard.capture.looks import Observer
 from loopguard.capture.probe import Dump
@@ -121,6 +122,8 @@ class Watchdog:
         self._dumps: deque[Dump] = deque(maxlen=16)
         self._layout: iteration._Layout | None = None
         self._own_delay: RunDelay | None = None
+        self._counted = 0, 0
+        self._throttling = Throttling()
         self._thread = LastingThread("watchdog", self._run, self._struck)
 
     def start(self) -> None:
@@ -203,21 +206,30 @@ class Watchdog:
         self._shared.struck(error)
 
     def _watch(self) -> None:
+        self._shared.others.watchdog = native_id = threading.get_native_id()
         if self._layout is None:
             self._layout = iteration.find_layout()
         for alarm, watch in list(self._watches.items()):
             self._prepare(watch)
             alarm.arm(1)  # where a look was broken off, nobody else asks for the next
-        self._own_delay = own_delay = RunDelay(threading.get_native_id())
+        self._own_delay = own_delay = RunDelay(native_id)
+        self._counted = voluntary_switches(), own_delay.read() or 0
         try:
             while not self._stopping.is_set():
                 self._round(own_delay)
+                self._shared.others.gil.find()
                 self._failures = 0
         finally:
             own_delay.close()
 
     def _round(self, own_delay: RunDelay) -> None:
-        switches, delay = voluntary_switches(), own_delay.read() or 0
+        switches, delay = self._counted
+
+        def waited() -> tuple[int, int]:
+            """How often it asked for the GIL since it last counted in the round before, and how long it had no CPU."""
+            self._counted = voluntary_switches(), own_delay.read() or 0
+            return self._counted[0] - switches, self._counted[1] - delay
+
         gone_off = self._alarms.wait()
         self.looks += 1
         for alarm in gone_off:
@@ -225,8 +237,7 @@ class Watchdog:
             if watch is None:
                 continue
             seen = self._look(watch)
-            waits = voluntary_switches() - switches
-            starved = (own_delay.read() or 0) - delay
+            waits, starved = waited()
             for look in share(seen, waits, starved):
                 for each in with_what_went_on(look, watch.looks, self.budget_ns, _switch_ns()):
                     watch.add(each)
@@ -234,7 +245,7 @@ class Watchdog:
             if seen and not watch.heart.late:
                 self._let_go(watch, watch.looks[-1].key)
                 self._tell_early(watch, watch.looks[-1])
-            self._judge(watch)
+            self._judge(watch, waited)
             self._plan(alarm, watch)
 
     def _look(self, watch: _Watch) -> list[Look]:
@@ -260,14 +271,22 @@ class Watchdog:
         heart = watch.heart
         if heart.subject is None or not (seen or heart.late):
             return
-        over = heart.late[-1].at_ns if heart.late else monotonic_ns()
-        due = heart.late[-1].due_ns if heart.late else heart.due_ns
-        asked = seen[-1].at_ns if seen else max(watch.next_ns, due + self._shared.pace.slack_ns)
-        if asked < over:
-            too_late = self._observer.too_late(heart.subject, asked, over)
-            too_late = replace(too_late, gil_waits=gil_waits, starved_ns=starved_ns)
+        beat = heart.late[-1] if heart.late else heart.overdue(monotonic_ns(), None)
+        overdue = max(watch.next_ns, beat.due_ns + self._shared.pace.slack_ns)
+        asked = seen[-1].at_ns if seen else overdue
+        if asked < beat.at_ns:
+            too_late = self._too_late(heart, asked, beat, gil_waits, starved_ns)
             for look in what_went_on(too_late, watch.looks, self.budget_ns, _switch_ns()):
                 watch.add(look)
+
+    def _too_late(
+        self, heart: Heartbeat, asked_ns: int, beat: LateBeat, gil_waits: int, starved_ns: int
+    ) -> Look:
+        """What is left to see of the time until the beat; the beat itself may have seen who was in the way."""
+        assert heart.subject is not None  # it has beaten
+        look = self._observer.too_late(heart.subject, asked_ns, beat.at_ns)
+        other = beat.other or look.other
+        return replace(look, other=other, gil_waits=gil_waits, starved_ns=starved_ns)
 
     def _dumps_of(self, heart: Heartbeat, begin_ns: int, end_ns: int) -> list[Dump]:
         """What the probe saw in that time, if no other loop was late: a dump does not say of which it is."""
@@ -324,14 +343,18 @@ class Watchdog:
             self._box.ended(watch.early[watch.kept].id)
             watch.kept = None
 
-    def _judge(self, watch: _Watch) -> None:
+    def _judge(self, watch: _Watch, waited: Callable[[], tuple[int, int]]) -> None:
         """Draw the verdict on each beat that came late."""
         if watch.heart.late or watch.heart.stopped or self._paused:
             self._let_go(watch, None)
+        judged = False
         while watch.heart.late:
             beat = watch.heart.late[0]
             looks = [look for look in watch.looks if beat.last_ns <= look.at_ns <= beat.at_ns]
             watch.looks = [look for look in watch.looks if look.at_ns > beat.at_ns]
+            if not looks:  # it came since the watchdog looked back
+                overdue = min(beat.due_ns + self._shared.pace.slack_ns, beat.at_ns)
+                looks = [self._too_late(watch.heart, overdue, beat, *waited())]
             looks = self._with_missed(watch.heart, beat, looks)
             try:
                 if not self._paused and beat.last_ns >= self._resumed_ns:
@@ -341,6 +364,9 @@ class Watchdog:
             finally:
                 watch.early.clear()
                 watch.heart.late.popleft()
+                judged = True
+        if judged:
+            self._throttling.note()
 
     def _with_missed(self, heart: Heartbeat, beat: LateBeat, looks: list[Look]) -> list[Look]:
         """The looks with what the probe saw beside them."""
@@ -369,6 +395,7 @@ class Watchdog:
             phase=phase,
             in_flight=in_flight,
             wall_offset_ns=time.time_ns() - monotonic_ns(),
+            throttled=self._throttling.since_noted(),
         )
 
     def _plan(self, alarm: Alarm, watch: _Watch) -> None:
