@@ -274,8 +274,10 @@ def test_where_no_other_thread_computed_who_kept_the_gil_is_unknown() -> None:
 
 
 def test_in_no_callback_while_another_thread_collects_is_gc() -> None:
-    seen = [look(399, late=340, gil_waits=68, key=None, stack=())]
-    assert cause(held(seen, gc=300)) == "gc"
+    """Also where the watchdog was let in meanwhile."""
+    kept = [look(399, late=340, gil_waits=68, key=None, stack=())]
+    assert cause(held(kept, gc=300)) == "gc"
+    assert cause(held([idle(60), idle(200), idle(390)], gc=300)) == "gc"
 
 
 def test_in_no_callback_for_no_reason_that_shows_is_unknown() -> None:

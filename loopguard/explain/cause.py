@@ -89,10 +89,10 @@ def cause_of(held: Held, budget_ns: int, switch_ns: int) -> Cause:
 
 def _unseen_cause(held: Held, starved: float, computed: bool, switch_ns: int) -> Cause:
     """Of a time in which no look saw the thread in any callback."""
-    if starved < _HALF:
-        return "unknown"
     if held.beat.gc_ns >= _HALF * (held.end_ns - held.start_ns):
         return "gc"
+    if starved < _HALF:
+        return "unknown"
     if computed:
         return "gil_hold"
     return "gil_wait" if _cause_off_cpu(held, switch_ns) == "gil_wait" else "unknown"

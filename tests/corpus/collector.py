@@ -26,13 +26,16 @@ def big_graph() -> list[object]:
 
 def young_graph() -> list[object]:
     """No collection has been through it."""
-    graph = big_graph()
-    n = len(graph)
-    graph.clear()
-    gc.collect()
-    gc.disable()
-    graph.extend([None] for _ in range(n))
-    return graph
+
+    def make(n: int) -> list[object]:
+        gc.collect()
+        gc.disable()
+        return graph(n)
+
+    def collect(new: list[object]) -> None:
+        gc.collect(0)
+
+    return make(amount(lambda n: partial(collect, make(n)), 200_000))
 
 
 class Node:
