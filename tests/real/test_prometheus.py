@@ -117,7 +117,7 @@ def plant(shop: Shop) -> None:
     shop.get("/threaded/0.01")
     shop.get("/allowed")
     shop.get("/often")
-    shop.together(*(["/waits/0.1"] * 12), "/hold/2.5")
+    shop.together("/hold/2.5", *(["/waits/0.1"] * 24))
     shop.together(*(["/threaded/3"] * 44))
     shop.get("/pause")
 
