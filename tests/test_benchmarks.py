@@ -91,8 +91,8 @@ def test_what_sampling_leaves_of_stalls_is_counted_at_each_rate() -> None:
     )
     _, _, none, every = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()]
     assert (none[0], every[0]) == ("0 %", "100 %")
-    assert int(none[1]) >= 4
-    assert int(every[1]) >= 4
+    assert int(none[1]) > 0
+    assert int(every[1]) > 0
     assert none[2].endswith("(100.0 %)")
     assert every[2].endswith("(100.0 %)")
     assert [cell.split()[0] for cell in none[3:5]] == ["0", "0"]

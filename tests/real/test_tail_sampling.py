@@ -108,7 +108,10 @@ def kept(jaeger: Jaeger, sent: Sent) -> dict[str, list[Span]]:
         trace_id for trace_id, spans in sent.traces.items() if any(s["stall_id"] for s in spans)
     }
     assert wait_until(lambda: touched <= found(), 20), touched - found()
-    return {trace_id: jaeger.trace_v3(trace_id) for trace_id in found()}
+    return {
+        trace_id: jaeger.wait_for_spans(trace_id, len(sent.traces[trace_id]))
+        for trace_id in found()
+    }
 
 
 def test_each_trace_that_a_stall_touched_is_kept_whole(
