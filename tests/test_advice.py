@@ -140,7 +140,6 @@ def test_most_of_the_time_decides_what_ran_inside(json_seconds: float, advice: s
         ("import", "time.sleep"),
         ("cpu", "requests.api.get"),
         ("blocking_call", "pandas.io.sql.read_sql"),
-        ("not_scheduled", None),
         ("gil_wait", None),
     ],
 )

@@ -8,6 +8,7 @@ from types import FrameType
 from loopguard.capture import stacks
 from loopguard.capture.clocks import thread_cpu_ns
 from loopguard.capture.gil import Gil
+from loopguard.capture.handover import kept_at
 from loopguard.evidence import OtherThread
 
 _MOST = 200  # threads whose clocks are read: half a microsecond each
@@ -89,8 +90,11 @@ class OtherThreads:
         cpu_ns: int,
         alone: bool = False,
     ) -> OtherThread:
-        stack = stacks.bounded(stacks.walk(frames.get(thread.ident or 0), None)[0])
-        return OtherThread(thread.name, thread.native_id, stack, cpu_ns, self._noted_ns, alone)
+        stack = kept_at(stacks.walk(frames.get(thread.ident or 0), None)[0])
+        return OtherThread(
+            *(thread.name, thread.native_id, stacks.bounded(stack)),
+            *(cpu_ns, self._noted_ns, alone),
+        )
 
 
 def _threads() -> list[threading.Thread]:

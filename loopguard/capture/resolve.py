@@ -14,7 +14,7 @@ from loopguard.capture.probe import Dump, SeenFrame, shown
 from loopguard.evidence import RawFrame
 
 # What may run native code for long beside calls, which are suspected first.
-_OTHERS = {
+OTHERS = {
     "BINARY_OP", "BINARY_SUBSCR", "BINARY_SLICE", "COMPARE_OP", "CONTAINS_OP", "DELETE_ATTR", "DELETE_FAST",
     "DELETE_GLOBAL", "DELETE_NAME", "DELETE_SUBSCR", "DICT_MERGE", "DICT_UPDATE", "FORMAT_VALUE", "FOR_ITER",
     "IMPORT_NAME", "LIST_EXTEND", "SET_UPDATE", "STORE_SLICE", "STORE_SUBSCR", "UNPACK_SEQUENCE",
@@ -67,7 +67,7 @@ def _standing(seen: SeenFrame, raw: RawFrame, innermost: bool) -> RawFrame:
     on_line = any(
         start <= lasti < end and line == seen.line for start, end, line in code.co_lines()
     )
-    if on_line and (not innermost or dis.opname[code.co_code[lasti]] in CALLS | _OTHERS):
+    if on_line and (not innermost or dis.opname[code.co_code[lasti]] in CALLS | OTHERS):
         return raw
     return RawFrame(code, instruction_on(code, seen.line), module)
 
@@ -84,7 +84,7 @@ def instruction_on(code: CodeType, line: int) -> int:
         for item in dis.get_instructions(code)
         if item.positions is not None and item.positions.lineno == line
     ]
-    for names in (CALLS, _OTHERS):
+    for names in (CALLS, OTHERS):
         suspects = [item for item in found if item.opname in names]
         if suspects:
             return max(suspects, key=_span).offset
@@ -98,7 +98,7 @@ def only_call_on(code: CodeType, line: int) -> bool:
         for item in dis.get_instructions(code)
         if item.positions is not None
         and item.positions.lineno == line
-        and item.opname in CALLS | _OTHERS
+        and item.opname in CALLS | OTHERS
     }
     return len(spans) == 1
 

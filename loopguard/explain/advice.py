@@ -347,11 +347,6 @@ TABLE = (
         causes=("import",),
         pool=None,
     ),
-    Row(
-        "give it more CPU or fewer neighbours: see the container's CPU quota (nr_throttled in cpu.stat), or what suspended it",
-        causes=("not_scheduled",),
-        pool=None,
-    ),
 )
 
 # The asynchronous halves of libraries that are in the table: who calls these has followed its advice.

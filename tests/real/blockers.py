@@ -718,16 +718,6 @@ def import_late() -> Block:
     return lambda: load("heavy_module")
 
 
-@blocks("not_scheduled", "", "not_scheduled")
-def suspend() -> Block:
-    pid = os.getpid()
-    subprocess.Popen(
-        ["sh", "-c", f"sleep {REST}; kill -STOP {pid}; sleep {BLOCK}; kill -CONT {pid}"]
-    )
-    return lambda: None
-
-
-ELSEWHERE = {"gil_wait", "not_scheduled"}  # what holds the loop, but from outside
 TURNS = 24  # the loop may be back before anybody could look at what kept it
 
 
@@ -739,7 +729,7 @@ async def hold(case: Case, block: Block) -> str | None:
         block()
     except Exception as raised:  # noqa: BLE001 -- each client has time-outs of its own
         error = repr(raised)
-    await asyncio.sleep(2 * (REST + BLOCK) if case.match in ELSEWHERE else REST)
+    await asyncio.sleep(2 * (REST + BLOCK) if case.match == "gil_wait" else REST)
     return error
 
 
