@@ -176,7 +176,11 @@ def _listener(name: str, value: object, source: str) -> Listener:
 
 def _directory(name: str, value: object, source: str) -> Path:
     path = _path(name, value, source)
-    if not path.is_dir():
+    try:
+        known = path.is_dir()
+    except (OSError, ValueError):  # a name that is too long, or cannot be one
+        known = False
+    if not known:
         _refuse(name, value, "must be a directory", source)
     return path
 

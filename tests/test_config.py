@@ -182,6 +182,7 @@ def test_a_bad_variable_is_refused_with_value_limit_and_source(
         ("root", "", "''", "must be a path"),
         ("root", "a\0b", r"'a\x00b'", "must be a directory"),
         ("black_box", "nowhere", "'nowhere'", "must be a directory"),
+        pytest.param("root", "x" * 5000, "'xxxx", "must be a directory", id="a root too long"),
         ("black_box", __file__, repr(__file__)[:100], "must be a directory"),
         ("jsonl", "", "''", "must be a path"),
         ("jsonl", True, "True", "must be a path"),

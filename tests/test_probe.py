@@ -343,7 +343,8 @@ def test_a_dump_is_read_frame_by_frame() -> None:
 
 @pytest.mark.parametrize(
     "last",
-    ['  File "/srv/app.py", line ??? in <module>', "  ...", "  <invalid frame>", "  plus 40 frames", "\xff", "  Fi"],
+    ['  File "/srv/app.py", line ??? in <module>', "  ...", "  <invalid frame>", "  plus 40 frames", "\xff", "  Fi",
+     f'  File "/srv/app.py", line {"9" * 5000} in f', '  File "/srv/\0.py", line 1 in f'],
 )  # fmt: skip
 def test_what_follows_an_unreadable_frame_is_left_out(last: str) -> None:
     [dump] = parse(DUMP + last + "\n" + '  File "/x.py", line 1 in late\n', 0)

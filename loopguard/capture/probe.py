@@ -24,7 +24,8 @@ from loopguard.capture.timer_spec import TimerSpec
 _SIGEV_THREAD_ID = 4  # linux/signal.h
 _POINTER = ctypes.sizeof(ctypes.c_void_p)
 _LONGEST = 1 << 16
-_FRAME = re.compile(r'  File "(.*)", line (\d+|\?\?\?) in (.*)')
+# Printable ASCII, and no line that no file has: what else stands there is damaged.
+_FRAME = re.compile(r'  File "([ -~]*)", line ([0-9]{1,6}|\?\?\?) in ([ -~]*)')
 
 
 class SeenFrame(NamedTuple):
