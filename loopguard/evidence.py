@@ -7,15 +7,20 @@ CLOCK_MONOTONIC (`time.monotonic_ns`).
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from types import CodeType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from loopguard.record import Phase
+from loopguard.record import Delayed, Phase
 
 BACKGROUND = frozenset({"starlette.background", "litestar.background_tasks"})
 """The modules that run background tasks, inside the coroutine of the request that left them."""
+
+
+Scope = dict[str, Any]
+"""What ASGI tells of a request."""
 
 
 class RawFrame(NamedTuple):
@@ -58,7 +63,7 @@ class ActiveRequest:
     `coroutine` serves it, and is dead when it has ended. `background`: as it was found, it awaited a background task.
     """
 
-    scope: dict[str, Any]
+    scope: Scope
     started_ns: int
     context: Context
     coroutine: weakref.ref[Any]
@@ -146,6 +151,64 @@ class Look:
         return self.at_ns - self.asked_ns
 
 
+class Crossing(NamedTuple):
+    """A request that was in flight all through a stall, and whether it was ready to run when the loop came back.
+
+    `ready` is None where that could not be known.
+    """
+
+    request: ActiveRequest
+    ready: bool | None
+
+
+class Arrival(NamedTuple):
+    """A request that began after a stall, or in the midst of it.
+
+    `arrived_ns` is when its connection last got data, by the kernel's account; None where that cannot be asked.
+    `whole`: that was all of it, head and body, at once; else its head came then or earlier.
+    """
+
+    request: ActiveRequest
+    arrived_ns: int | None
+    whole: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """The requests that were in flight as a stall ended, its culprit's own left out.
+
+    `crossings` are those of them that were ready to run, or may have been. `others` counts all but the
+    `open_connections`: WebSockets, and responses that have streamed for over a minute.
+    """
+
+    crossings: tuple[Crossing, ...]
+    others: int
+    open_connections: int
+
+
+class Aftermath(Protocol):
+    """What becomes known of the requests around a late beat, up to some time after it."""
+
+    def in_flight(self, start_ns: int, end_ns: int, culprits: Sequence[object]) -> InFlight:
+        """Those in flight at the end of a stall; `culprits` are the coroutines' references of those that held the loop."""
+
+    def arrivals(self, since_ns: int) -> list[Arrival]:
+        """Those that have begun since then."""
+
+    @property
+    def more_may_come(self) -> bool:
+        """Whether more may still begin that waited."""
+
+    def on_loop(self, act: Callable[[], object]) -> None:
+        """Have something done on the loop's own thread, if it still runs."""
+
+    def without_flight(self) -> Aftermath:
+        """The same for arrivals alone: it holds nothing of those that were in flight."""
+
+    def let_go(self) -> None:
+        """Nobody will ask any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class LateBeat:
     """A heartbeat that came late: the loop was held, or not run, somewhere between `last_ns` and `at_ns`.
@@ -154,7 +217,8 @@ class LateBeat:
     collector, and ready to run without getting a CPU. The first is None where another thread had to ask for it and
     the platform does not tell. The last is measured from the first look on, and before that it is the most that it
     can have been; None where the platform does not tell. `switches` is how often it gave up its CPU to wait, `other`
-    the thread that was in its way as it came; both are None where another thread had to ask.
+    the thread that was in its way as it came; both are None where another thread had to ask. `aftermath` is None where
+    nobody looked whom it delayed.
     """
 
     last_ns: int
@@ -166,6 +230,7 @@ class LateBeat:
     run_delay_ns: int | None
     switches: int | None = None
     other: OtherThread | None = None
+    aftermath: Aftermath | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,3 +272,31 @@ class Incident:
     wall_offset_ns: int
     boxed: bool = False
     throttled: Throttled | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoodStill:
+    """A delayed request as it is told of: its entry in the record, and what its span needs.
+
+    `own_span` is the request's own OpenTelemetry span, if it has one. From `began_ns` to `ended_ns`, unix nanoseconds, it
+    stood still. `coroutine` tells requests apart.
+    """
+
+    told: Delayed
+    own_span: Any
+    began_ns: int
+    ended_ns: int
+    coroutine: object
+
+
+@dataclass(frozen=True, slots=True)
+class Suffered:
+    """Who had to wait for a stall, the longest first, as far as it is known by now.
+
+    `complete`: all that came in meanwhile has begun; None where that cannot be known.
+    """
+
+    delays: tuple[StoodStill, ...]
+    complete: bool | None
+    in_flight: int
+    open_connections: int

@@ -19,6 +19,7 @@ from loopguard.black_box.box import BlackBox
 from loopguard.black_box.remains import Head
 from loopguard.black_box.search import collect
 from loopguard.capture import system_calls
+from loopguard.capture.aftermath import RequestsAround
 from loopguard.capture.clocks import run_delay_works, thread_cpu_works
 from loopguard.capture.collector import CollectorClock
 from loopguard.capture.contexts import ContextReader
@@ -32,10 +33,12 @@ from loopguard.config import Config
 from loopguard.evidence import ActiveRequest, Held, Incident, RawFrame
 from loopguard.explain.explainer import Explainer, severity_of
 from loopguard.explain.ownership import Ownership
+from loopguard.explain.sufferers import Sufferers
 from loopguard.lasting import LastingThread
 from loopguard.record import Phase, Process, Severity, Stall
 from loopguard.tell.identity import Identity, own_version
 from loopguard.tell.jsonl import JsonLines
+from loopguard.tell.marks import Marks
 from loopguard.tell.metrics import Metrics, Sources
 from loopguard.tell.outlet import Outlet
 from loopguard.tell.report import Report, Subscription
@@ -288,6 +291,8 @@ class _Engine:
             config.ignore,
             config.log,
             keep=None if self._box is None else self._box.keep,
+            sufferers=Sufferers(self._route, rest=_give_way),
+            mark=Marks(self._trouble) if config.traces else None,
         )
         others = OtherThreads()
         alarms: Alarms = new_alarms(lambda: self._config.budget / 2)
@@ -312,6 +317,7 @@ class _Engine:
                 others=others,
                 note_threadpool=self._threadpool.note,
                 delays=self._delays,
+                aftermath=self._aftermath,
             ),
             budget_ns=int(config.budget * 1e9),
             congestion_ns=int(config.congested_from * 1e9),
@@ -472,10 +478,13 @@ class _Engine:
                 Subscription("jsonl", lines, ongoing=True, fatal=True, close=lines.close)
             )
         if config.traces:
-            all_of_them.append(Subscription("spans", Spans(own_version())))
+            spans = Spans(own_version())
+            all_of_them.append(Subscription("spans", spans, late=spans.late))
         if self._metrics is not None:
-            unexplained = self._metrics.unexplained
-            all_of_them.append(Subscription("metrics", self._metrics, unexplained=unexplained))
+            metrics = self._metrics
+            all_of_them.append(
+                Subscription("metrics", metrics, late=metrics.late, unexplained=metrics.unexplained)
+            )
         if config.on_stall is not None:
             all_of_them.append(Subscription("on_stall", partial(_call, config.on_stall)))
         if config.on_ongoing is not None:
@@ -546,6 +555,7 @@ class _Engine:
             route=self._route,
             process=self._process,
             fresh_until=time.time(),
+            rest=_give_way,
         )
 
     def _seems_own(self, frame: RawFrame) -> bool:
@@ -566,6 +576,9 @@ class _Engine:
     def _process(self) -> Process:
         return self._identity.process(self.watchdog.watched_ns / 1e9, self._requests.served)
 
+    def _aftermath(self, loop: asyncio.AbstractEventLoop, since_ns: int) -> RequestsAround | None:
+        return RequestsAround(loop, self._requests, since_ns) if self._requests.followed else None
+
     def _surroundings(self, held: Held) -> tuple[Phase | None, int]:
         """The phase of the application, and how many requests are in flight beside the culprit's."""
         culprit = held.looks[-1].request if held.looks else None
@@ -581,6 +594,8 @@ _LAST_WORDS = 0.5
 _MOMENT = 0.005
 # Seconds that the sinks may take to tell of a stall that an earlier process did not survive.
 _PATIENCE = 5.0
+# Seconds for which the reporter lets the loops have the GIL, now and then in a long list.
+_GIVE_WAY = 0.0001
 # Seconds that a fork may be kept waiting for sinks that are busy.
 _REST = 0.1
 
@@ -599,6 +614,11 @@ def _name_of(kind: type) -> str:
 
 def _call(listener: Callable[[Stall], object], report: Report) -> None:
     listener(report.stall)
+
+
+def _give_way() -> None:
+    """Let the loops have the GIL: whoever computes is not asked for it before 5 ms."""
+    time.sleep(_GIVE_WAY)
 
 
 def _nothing() -> None:

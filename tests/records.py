@@ -6,7 +6,10 @@ from contextvars import Context
 from dataclasses import replace
 from typing import Any
 
-from loopguard.record import Frame, Process, Request, Stall
+from opentelemetry.trace import INVALID_SPAN
+
+from loopguard.evidence import StoodStill
+from loopguard.record import Delayed, Frame, Process, Request, Stall
 from loopguard.tell.report import Report
 
 STARTED_NS = 1_700_000_000_000_000_000
@@ -112,4 +115,9 @@ def make_report(
         error_ns=error_ns,
         allowed=allowed,
         request_context=request_context,
+        delays=tuple(_stood_still(each) for each in stall.delayed or ()),
     )
+
+
+def _stood_still(told: Delayed) -> StoodStill:
+    return StoodStill(told, INVALID_SPAN, STARTED_NS, STARTED_NS + 1, object())

@@ -145,7 +145,7 @@ def test_on_python_3_11_a_tasks_context_is_the_first_that_it_refers_to(
         await asyncio.sleep(0)
         with monkeypatch.context() as patch:
             patch.setattr(sys, "version_info", (3, 11, 7))
-            found = contexts._of_task(task)
+            found = contexts.of_task(task)
         await task
         return found
 

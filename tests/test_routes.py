@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Host, Mount, Route, Router
 
-from loopguard.capture.requests import Scope
+from loopguard.evidence import Scope
 from loopguard.explain.routes import route_template
 from loopguard.integrations.asgi import StarletteApp, WrappedApp
 

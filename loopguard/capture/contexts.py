@@ -78,10 +78,11 @@ class ContextReader:
             except ValueError:  # a null pointer: the thread runs in no context
                 return None
             return context if isinstance(context, Context) else None
-        return None if task is None else _of_task(task)
+        return None if task is None else of_task(task)
 
 
-def _of_task(task: asyncio.Task[Any]) -> Context | None:
+def of_task(task: asyncio.Task[Any]) -> Context | None:
+    """The live context of a task; None where it cannot be told."""
     if sys.version_info >= (3, 12):
         return task.get_context()
     # CPython 3.11 has no get_context(); a task refers to its own context first.

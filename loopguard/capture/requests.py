@@ -10,26 +10,29 @@ from types import CoroutineType
 from typing import Any
 from weakref import ref as reference
 
-from loopguard.evidence import BACKGROUND, ActiveRequest
-
-Scope = dict[str, Any]
+from loopguard.capture.arrivals import Arrivals
+from loopguard.evidence import BACKGROUND, ActiveRequest, Scope
 
 _DEEPEST = 100
-_Key = reference[Any]
+Key = reference[Any]
+Entry = tuple[Scope, int, Context]
 
 
 class RequestTable:
     """Requests between their call and the end of their coroutine.
 
     Written on the loops' threads, read by the watchdog; each operation on the dict is atomic under the GIL.
+    `arrivals` are those that begin shortly after a stall; `followed`: there is an application whose requests they are.
     """
 
     def __init__(self) -> None:
-        self._live: dict[_Key, tuple[Scope, int, Context]] = {}
+        self._live: dict[Key, Entry] = {}
         # The variable holds the key alone: were it the entry, the contexts of requests that begin in each other's
         # context would form a chain that nothing frees.
-        self._current: ContextVar[_Key | None] = ContextVar("loopguard_request", default=None)
+        self._current: ContextVar[Key | None] = ContextVar("loopguard_request", default=None)
         self._count = itertools.count()
+        self.arrivals = Arrivals()
+        self.followed = False
 
     def __len__(self) -> int:
         return len(self._live)
@@ -44,6 +47,7 @@ class RequestTable:
 
         On the hot path of each request: a closure, since a method looks everything up anew.
         """
+        self.followed = True
         live, forget, enter, count = self._live, self._live.pop, self._current.set, self._count
 
         def follow(scope: Scope, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -53,6 +57,18 @@ class RequestTable:
             next(count)
 
         return follow
+
+    def keys(self) -> list[Key]:
+        """The requests in flight, by their coroutines' references: some 4 ns each, so that the loop hardly waits for it."""
+        return list(self._live)
+
+    def entry(self, key: Key) -> Entry | None:
+        """What is noted of the request of that coroutine, if it is still in flight."""
+        return self._live.get(key)
+
+    def key_in(self, context: Context) -> Key | None:
+        """The coroutine's reference of the request that `context` belongs to, in flight or not."""
+        return context.get(self._current)
 
     def of(self, context: Context) -> ActiveRequest | None:
         """The request that `context` belongs to, if it is still in flight.

@@ -17,7 +17,7 @@ Route = Callable[[ActiveRequest, Context | None], str | None]
 
 def active_span(context: Context | None) -> tuple[str | None, str | None]:
     """Trace and span id (hex) of the span that is active in a copied context; None where there is none."""
-    return (None, None) if context is None else _ids(context.run(trace.get_current_span))
+    return (None, None) if context is None else ids_of(context.run(trace.get_current_span))
 
 
 def context_of(look: Look, wall_offset_ns: int) -> Context:
@@ -39,17 +39,35 @@ def request_of(look: Look, route: Route, wall_offset_ns: int) -> Request | None:
     if request is None:
         return None
     began_ns = request.started_ns + wall_offset_ns
-    trace_id, span_id = _ids(_own_span(request, look, began_ns))
-    scope = request.scope
-    websocket = scope.get("type") == "websocket"
+    trace_id, span_id = ids_of(_own_span(request, look, began_ns))
     return Request(
-        method="WEBSOCKET" if websocket else str(scope.get("method", "")),
+        method=method_of(request),
         route=route(request, look.context),
         trace_id=trace_id,
         span_id=span_id,
         started_at=began_ns / 1e9,
         background=request.background or any(frame.module in BACKGROUND for frame in look.stack),
     )
+
+
+def began_in(request: ActiveRequest, wall_offset_ns: int) -> Span:
+    """The span that a request began in: its own, where that was opened outside of our layer; else an invalid one."""
+    context = _current(request.context.copy(), request.started_ns + wall_offset_ns)
+    return context.run(trace.get_current_span)
+
+
+def ids_of(span: Span) -> tuple[str | None, str | None]:
+    """Trace and span id (hex); None for both where the span is invalid."""
+    found = span.get_span_context()
+    if not found.is_valid:
+        return None, None
+    return trace.format_trace_id(found.trace_id), trace.format_span_id(found.span_id)
+
+
+def method_of(request: ActiveRequest) -> str:
+    """`WEBSOCKET` for one."""
+    scope = request.scope
+    return "WEBSOCKET" if scope.get("type") == "websocket" else str(scope.get("method", ""))
 
 
 def _own_span(request: ActiveRequest, look: Look, began_ns: int) -> Span:
@@ -69,10 +87,3 @@ def _current(context: Context, began_ns: int) -> Context:
     without = context.copy()
     without.run(lambda: telemetry.attach(trace.set_span_in_context(trace.INVALID_SPAN)))
     return without
-
-
-def _ids(span: Span) -> tuple[str | None, str | None]:
-    found = span.get_span_context()
-    if not found.is_valid:
-        return None, None
-    return trace.format_trace_id(found.trace_id), trace.format_span_id(found.span_id)

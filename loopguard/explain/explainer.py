@@ -36,12 +36,16 @@ class Explained:
     request_context: Context | None = None
 
 
+def _no_rest() -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Explainer:
     """Explains incidents of one process.
 
     `process` describes it as of now; `fresh_until` is the time (unix seconds) after which a changed source file may
-    no longer be that of the running code.
+    no longer be that of the running code. `rest` is called now and then: it takes some milliseconds to explain.
     """
 
     config: Callable[[], Config]
@@ -49,6 +53,7 @@ class Explainer:
     route: Route
     process: Callable[[], Process]
     fresh_until: float
+    rest: Callable[[], None] = _no_rest
 
     def explain(self, incident: Incident) -> Explained:
         held, budget_ns, config = incident.held, incident.budget_ns, self.config()
@@ -58,7 +63,9 @@ class Explainer:
         if cause == "not_scheduled":
             held = scheduling.dated(held, budget_ns, switch_ns)
             why_not_run = scheduling.advice_of(held, incident.throttled, switch_ns)
+        self.rest()
         verdict = agree(held, self.ownership())
+        self.rest()
         look = None if verdict is None or held.together else verdict.look  # a crowd is nobody's
         blamed = None if cause in _BLAME_NOBODY else verdict
         culprit = None if blamed is None else self._frame(blamed.look.stack[blamed.place])
@@ -115,7 +122,9 @@ class Explainer:
         return Explained(stall, context, None if request is None else request.context)
 
     def _phases(self, held: Held) -> tuple[Share, ...] | None:
+        self.rest()
         phases = phases_of(held, self.ownership())
+        self.rest()
         if phases is None:
             return None
         return tuple(Share(self._frame(frame), round(share, 4)) for frame, share in phases)
@@ -136,6 +145,7 @@ class Explainer:
         return tuple(self._frame(frame) for frame in reversed(stack[:DEEPEST]))
 
     def _frame(self, frame: RawFrame) -> Frame:
+        self.rest()
         source = expression_of(frame, self.fresh_until) if self.config().source else None
         return Frame(
             file=paths.shown(frame.code.co_filename, self.config().root),

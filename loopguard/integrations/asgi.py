@@ -10,10 +10,10 @@ from types import MethodType
 from typing import Any, Protocol, cast
 
 from loopguard.capture.lifespan import Lifespan, Receive, Send, runs_lifespan
-from loopguard.capture.requests import RequestTable, Scope
+from loopguard.capture.requests import RequestTable
 from loopguard.capture.variables import local
 from loopguard.config import ConfigError
-from loopguard.evidence import ActiveRequest
+from loopguard.evidence import ActiveRequest, Scope
 from loopguard.explain.routes import flat, path_of, route_template, rule_in
 
 ASGIApp = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
@@ -49,17 +49,31 @@ def layer_around(
 
     Not a coroutine function: a further coroutine around each request costs more than all the rest. So it can only
     serve inside a Starlette stack, which calls it without asking for its kind. Nor an object with `__call__`, which
-    costs more to call (`benchmarks/overhead.py`).
+    costs more to call (`benchmarks/overhead.py`). Only shortly after a stall is a request asked when its data came: what
+    begins it is exchanged for that time, so that no other request pays for it.
     """
     follow = requests.follower()
     retired = False
+    begin = app
+
+    def begin_asked(scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        coroutine = app(scope, receive, send)
+        try:
+            requests.arrivals.note(scope, receive, coroutine)
+        except Exception as error:
+            trouble(error)
+        return coroutine
+
+    def ask(asked: bool) -> None:
+        nonlocal begin
+        begin = begin_asked if asked else app
 
     def layer(scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         if retired:
             return app(scope, receive, send)
         if scope["type"] == "lifespan":
             return lifespan.run(app, scope, receive, send)
-        coroutine = app(scope, receive, send)
+        coroutine = begin(scope, receive, send)
         try:
             follow(scope, coroutine)
         except Exception as error:
@@ -69,7 +83,9 @@ def layer_around(
     def retire() -> None:
         nonlocal retired
         retired = True
+        requests.arrivals.leave(ask)
 
+    requests.arrivals.enter(ask)
     followed = cast(Layer, layer)
     followed.app, followed.retire = app, retire
     return followed

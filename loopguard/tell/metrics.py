@@ -11,10 +11,10 @@ from weakref import WeakKeyDictionary
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Observation
 
-from loopguard.evidence import Incident
+from loopguard.evidence import Incident, StoodStill
 from loopguard.record import Cause, Delayed, Severity
 from loopguard.tell.printable import printable
-from loopguard.tell.report import Report
+from loopguard.tell.report import LateDelays, Report
 from loopguard.tell.reporter import Counts
 
 SCOPE = "loopguard"
@@ -153,8 +153,15 @@ class Metrics:
         report.context.copy().run(
             self._count, stall.cause, stall.severity, self._routes.word(route), stall.duration
         )
-        for delayed in stall.delayed or ():
-            self.delayed(delayed)
+        self._count_delays(report.delays)
+
+    def late(self, late: LateDelays) -> None:
+        """Record the requests that turned out to have waited after their stall was told of."""
+        self._count_delays(late.delays)
+
+    def _count_delays(self, delays: Iterable[StoodStill]) -> None:
+        for each in delays:
+            self.delayed(each.told)
 
     def delayed(self, delayed: Delayed) -> None:
         """Record a request that had to wait, named in a record or found later."""

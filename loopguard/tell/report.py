@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
 
-from loopguard.evidence import Incident
+from loopguard.evidence import Incident, StoodStill
 from loopguard.record import Stall
 
 
@@ -19,7 +19,8 @@ class Report:
     nanoseconds, `error_ns` how far off the start may be. `allowed` is whether the limits let it into the log,
     `thread_id` the identifier that Python gives the loop's thread (`threading.get_ident`), `request_context` a copy of the
     context that the blocked code's request began in: its own span is in there. `fatal`: it is told of a process that did
-    not survive it, by another.
+    not survive it, by another. `delays` are all requests that the stall delayed, as far as known by now; the record
+    lists the longest of them.
     """
 
     stall: Stall
@@ -31,6 +32,15 @@ class Report:
     thread_id: int | None = None
     request_context: Context | None = None
     fatal: bool = False
+    delays: tuple[StoodStill, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LateDelays:
+    """Requests that a stall delayed and that began only after its report had gone out."""
+
+    stall: Stall
+    delays: tuple[StoodStill, ...]
 
 
 Sink = Callable[[Report], None]
@@ -41,8 +51,9 @@ Sink = Callable[[Report], None]
 class Subscription:
     """A sink that is to hear of stalls: of final records, of those that are still going on, or of both.
 
-    `fatal`: also of those that an earlier process did not survive. `close` ends the sink, on its own thread.
-    `unexplained` hears of a stall that no sink gets a record of.
+    `fatal`: also of those that an earlier process did not survive. `late` hears of the requests that turn out to be
+    delayed after the final record. `close` ends the sink, on its own thread. `unexplained` hears of a stall that no sink
+    gets a record of.
     """
 
     name: str
@@ -50,6 +61,7 @@ class Subscription:
     final: bool = True
     ongoing: bool = False
     fatal: bool = False
+    late: Callable[[LateDelays], object] | None = None
     close: Callable[[], object] | None = None
     unexplained: Callable[[Incident], object] | None = None
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field, replace
 from functools import partial
-from time import monotonic
+from time import monotonic, monotonic_ns
 from typing import Protocol
 
-from loopguard.evidence import Incident
+from loopguard.evidence import Incident, StoodStill, Suffered
 from loopguard.exempt import matches, reason_in
 from loopguard.lasting import LastingThread
 from loopguard.record import Severity, Stall
 from loopguard.tell.limits import Limits
 from loopguard.tell.log import log_event, log_stall
 from loopguard.tell.outlet import Outlet
-from loopguard.tell.report import Report, Subscription
+from loopguard.tell.pending import MOMENT_NS, MOST, MOST_FOLLOWED, Explained, Pending
+from loopguard.tell.report import LateDelays, Report, Subscription
 from loopguard.tell.summary import Summary
 
 GUARD = "event_loop.guard"
@@ -26,15 +27,23 @@ SUMMARY = "event_loop.summary"
 TROUBLE = "event_loop.guard.trouble"
 LONGEST_QUEUE = 1000
 REMEMBERED = 256
+MOST_TOLD = 100  # delayed requests in a record
 
 
-class Explained(Protocol):
-    @property
-    def stall(self) -> Stall: ...
-    @property
-    def context(self) -> Context: ...
-    @property
-    def request_context(self) -> Context | None: ...
+class Sufferers(Protocol):
+    """Who had to wait for a stall."""
+
+    def of(self, incident: Incident) -> Suffered | None:
+        """Those that are known by now; None where nobody looked."""
+
+    def late(
+        self, incident: Incident, since_ns: int, known: Collection[object]
+    ) -> tuple[StoodStill, ...]:
+        """Those that have begun since then; `known` are those told of already."""
+
+
+Mark = Callable[[Incident, Explained, Sequence[StoodStill]], None]
+"""Notes a stall on the spans of the requests that it delayed, and of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +81,8 @@ class Reporter:
         log: bool,
         clock: Callable[[], float] = monotonic,
         keep: Callable[[Stall], None] | None = None,
+        sufferers: Sufferers | None = None,
+        mark: Mark | None = None,
     ) -> None:
         self.counts = Counts()
         self.stalls: deque[Stall] = deque(maxlen=REMEMBERED)
@@ -79,9 +90,14 @@ class Reporter:
         self._ignore = ignore
         self._clock = clock
         self._keep = keep
+        self._sufferers = sufferers
+        self._mark = mark
         self._limits = Limits()
         self._limits_of_ongoing = Limits()
         self._queue: deque[Incident] = deque()
+        self._pending: deque[Pending] = deque()
+        self._followed: deque[Pending] = deque(maxlen=MOST_FOLLOWED)
+        self._in_haste = False
         self._said: set[str] = set()
         self._summary = Summary()
         self._changed = threading.Condition()
@@ -162,10 +178,15 @@ class Reporter:
             self.say(Notice("warning", TROUBLE, {"trouble": kind, "error": str(error)[:500]}))
 
     def flush(self, timeout: float) -> bool:
-        """Wait until all that was put is told; False where that took longer than `timeout` seconds."""
+        """Have all told that was put, as far as it is known, and wait for that.
+
+        False where that took longer than `timeout` seconds.
+        """
         until = self._clock() + timeout
         with self._changed:
-            if not self._changed.wait_for(lambda: not (self._queue or self._busy), timeout):
+            self._in_haste = True
+            self._changed.notify_all()
+            if not self._changed.wait_for(self._rests, timeout):
                 return False
         return all(outlet.flush(until - self._clock()) for _, outlet in self._outlets)
 
@@ -193,9 +214,9 @@ class Reporter:
             outlet.abandon()
 
     def _run(self) -> None:
-        while (incident := self._next()) is not None:
-            self._tell(incident)
-            del incident  # it holds a request's context and scope, and the next may come in a week
+        while (act := self._next()) is not None:
+            act()
+            del act  # it holds a request's context and scope, and the next may come in a week
 
     def _struck(self, error: BaseException) -> None:
         incident, self._uncounted = self._uncounted, None
@@ -203,17 +224,42 @@ class Reporter:
             self._lose(incident)
         self.trouble(error)
 
-    def _next(self) -> Incident | None:
-        """What to tell next; None when it is time to end."""
+    def _next(self) -> Callable[[], None] | None:
+        """What to do next; None when it is time to end."""
         with self._changed:
             self._busy = False
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._queue or self._stopping)
-            if not self._queue:
-                return None
-            self._busy = True
+            while True:
+                act = self._due()
+                if act is not None:
+                    self._busy = True
+                    return act
+                self._in_haste = False
+                self._changed.notify_all()
+                if self._stopping:
+                    return None
+                self._changed.wait(self._seconds_left())
+
+    def _due(self) -> Callable[[], None] | None:
+        """What can be done now: stalls are told of in the order in which they ended."""
+        now = monotonic_ns()
+        if self._queue:
             self._uncounted = self._queue.popleft()
-            return self._uncounted
+            return partial(self._hear, self._uncounted)
+        hasty = self._in_haste or self._stopping
+        first = self._pending[0] if self._pending else None
+        if first and (hasty or first.due_ns <= now or len(self._pending) > MOST):
+            return partial(self._tell, self._pending.popleft())
+        later = self._followed[0] if self._followed else None
+        if later and (self._stopping or later.due_ns <= now):
+            return partial(self._tell_late, self._followed.popleft())
+        return None
+
+    def _seconds_left(self) -> float | None:
+        firsts = [waiting[0].due_ns for waiting in (self._pending, self._followed) if waiting]
+        return max(0.0, (min(firsts) - monotonic_ns()) / 1e9) if firsts else None
+
+    def _rests(self) -> bool:
+        return not (self._queue or self._pending or self._busy)
 
     def _lose(self, incident: Incident) -> None:
         """Count a stall that nobody will hear of. What was to be said of it while it lasted is no stall more."""
@@ -225,10 +271,13 @@ class Reporter:
                 if subscription.unexplained is not None:
                     outlet.put(partial(subscription.unexplained, incident))
 
-    def _tell(self, incident: Incident) -> None:
+    def _hear(self, incident: Incident) -> None:
+        """Explain an incident; it is told of at once, unless requests may have come in meanwhile."""
         explained = self._explain(incident)
         stall = explained.stall
         reason = reason_in(explained.context, incident.held.start_ns) or self._ignored(stall)
+        if incident.ongoing:
+            self._uncounted = None
         if incident.boxed:
             if self._keep is not None and reason is None and stall.cause != "not_scheduled":
                 self._keep(stall)
@@ -236,23 +285,97 @@ class Reporter:
         if stall.ongoing:
             if reason is None and stall.cause != "not_scheduled":
                 admitted = self._limits_of_ongoing.admit(stall.fingerprint, self._clock())
-                self._hand_out(incident, explained, stall, admitted is not None)
+                stall, _ = self._with_sufferers(incident, stall)
+                self._hand_out(incident, explained, stall, admitted is not None, ())
             return
         if reason is not None:
             self._uncounted = None
             self.counts.exempt += 1
             self.counts.exempt_by_reason[reason] += 1
             return
+        pending = Pending(incident, explained, incident.held.end_ns + MOMENT_NS)
+        if incident.held.beat.aftermath is None:
+            self._tell(pending)
+            return
+        if self._mark is not None:
+            self._note(pending, self._with_sufferers(incident, stall)[1])
+        self._uncounted = None
+        self._pending.append(pending)
+
+    def _tell(self, pending: Pending) -> None:
+        incident, explained = pending.incident, pending.explained
+        self._uncounted = incident
+        now = monotonic_ns()
+        stall, delays = self._with_sufferers(incident, explained.stall)
         suppressed = self._limits.admit(stall.fingerprint, self._clock())
         stall = replace(stall, suppressed=suppressed or 0)
         self._count(stall, suppressed is not None)
         self.stalls.append(stall)
         with self._changed:
             self._summary.add(stall)
-        self._hand_out(incident, explained, stall, suppressed is not None)
+        self._hand_out(incident, explained, stall, suppressed is not None, delays)
+        self._note(pending, delays)
+        if incident.held.beat.aftermath is not None:
+            self._followed.append(pending.followed(incident.held.beat.aftermath, now))
+
+    def _tell_late(self, pending: Pending) -> None:
+        """Tell of requests that have begun since, and may have waited for long."""
+        aftermath = pending.incident.held.beat.aftermath
+        if aftermath is None or self._sufferers is None:
+            return
+        more, now = aftermath.more_may_come, monotonic_ns()
+        delays = self._sufferers.late(pending.incident, pending.asked_ns, pending.known)
+        if delays:
+            late = LateDelays(pending.explained.stall, delays)
+            for subscription, outlet in self._outlets:
+                if subscription.late is not None:
+                    outlet.put(partial(subscription.late, late))
+            self._note(pending, delays)
+        if more and not self._stopping:
+            self._followed.append(pending.followed(aftermath, now))
+        else:
+            aftermath.let_go()
+
+    def _note(self, pending: Pending, delays: Sequence[StoodStill]) -> None:
+        """Remember whom it is known of by now, and mark their spans."""
+        new = [each for each in delays if each.coroutine not in pending.known]
+        try:
+            if self._mark is not None:
+                self._mark(pending.incident, pending.explained, new)
+        except Exception as error:
+            self.trouble(error)
+        pending.known.update(each.coroutine for each in new)
+
+    def _with_sufferers(
+        self, incident: Incident, stall: Stall
+    ) -> tuple[Stall, tuple[StoodStill, ...]]:
+        """The record with what is known by now of the requests around it. Without that it is told of all the same."""
+        try:
+            suffered = None if self._sufferers is None else self._sufferers.of(incident)
+        except Exception as error:
+            self.trouble(error)
+            suffered = None
+        if suffered is None:
+            return stall, ()
+        stall = replace(
+            stall, in_flight=suffered.in_flight, open_connections=suffered.open_connections
+        )
+        if not stall.ongoing:
+            stall = replace(
+                stall,
+                delayed=tuple(each.told for each in suffered.delays[:MOST_TOLD]),
+                delayed_requests=len(suffered.delays),
+                delayed_complete=suffered.complete,
+            )
+        return stall, suffered.delays
 
     def _hand_out(
-        self, incident: Incident, explained: Explained, stall: Stall, allowed: bool
+        self,
+        incident: Incident,
+        explained: Explained,
+        stall: Stall,
+        allowed: bool,
+        delays: tuple[StoodStill, ...],
     ) -> None:
         held, offset = incident.held, incident.wall_offset_ns
         report = Report(
@@ -264,6 +387,7 @@ class Reporter:
             allowed=allowed,
             thread_id=incident.thread_id,
             request_context=explained.request_context,
+            delays=delays,
         )
         for subscription, outlet in self._outlets:
             if subscription.wants(stall):

@@ -1,8 +1,7 @@
-"""The OpenTelemetry span of a stall, in the trace of the code that held the loop."""
+"""The OpenTelemetry spans of a stall: its own, in the trace of the code that held the loop, and those of its delays."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from opentelemetry import trace
@@ -18,9 +17,11 @@ from opentelemetry.trace import (
 )
 
 from loopguard.record import Request, Stall
+from loopguard.tell.attributes import Attributes, culprit_of, stack_of, valued
+from loopguard.tell.delay_spans import DelaySpans, link_back
+from loopguard.tell.interval import time_of, within
 from loopguard.tell.printable import printable
-from loopguard.tell.report import Report
-from loopguard.tell.stacktrace import stack_lines
+from loopguard.tell.report import LateDelays, Report
 
 SCOPE = "loopguard"
 STALL = "event_loop.stall"
@@ -29,11 +30,9 @@ STALL = "event_loop.stall"
 # came to the callback, and the one when the callback opened its span, are told by different clocks.
 _TOLERANCE_NS = 5_000_000
 
-_Attributes = dict[str, str | int | float]
-
 
 class Spans:
-    """A sink that sends one span a stall, with its true times, once it is over.
+    """A sink that sends one span a stall, with its true times, once it is over, and one for each request that it delayed.
 
     Without a `provider` the global one is asked at each stall, so it may be set late; where there is no SDK, nothing
     comes of it. No span but our own is ever written to.
@@ -44,11 +43,12 @@ class Spans:
     ) -> None:
         self._version = version
         self._provider = provider
+        self._delays = DelaySpans()
 
     def __call__(self, report: Report) -> None:
         place = _place(report)
-        begin_ns, end_ns = place.interval(report.started_ns, report.ended_ns)
-        tracer = trace.get_tracer(SCOPE, self._version, self._provider)
+        begin_ns, end_ns = within(report.started_ns, report.ended_ns, place.begin_ns, place.end_ns)
+        tracer = self._tracer()
         span = tracer.start_span(
             STALL,
             context=place.context,
@@ -56,9 +56,21 @@ class Spans:
             attributes=_attributes(report) | _unsampled_request(report.stall, place.unsampled),
             start_time=begin_ns,
         )
-        if report.stall.severity == "error":
-            span.set_status(Status(StatusCode.ERROR, describe(report.stall)))
-        span.end(end_time=end_ns)
+        try:
+            if report.stall.severity == "error":
+                span.set_status(Status(StatusCode.ERROR, describe(report.stall)))
+            sent = self._delays.send(tracer, report.stall, span.get_span_context(), report.delays)
+            if place.has_parent:
+                link_back(span, sent)
+        finally:
+            span.end(end_time=end_ns)
+
+    def late(self, late: LateDelays) -> None:
+        """Requests that began after the stall's own span was sent."""
+        self._delays.send_late(self._tracer(), late)
+
+    def _tracer(self) -> trace.Tracer:
+        return trace.get_tracer(SCOPE, self._version, self._provider)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,27 +82,14 @@ class _Place:
     end_ns: int | None = None
     unsampled: SpanContext | None = None
 
-    def interval(self, begin_ns: int, end_ns: int) -> tuple[int, int]:
-        """The part of the interval that lies within the parent's, never without any length.
-
-        Jaeger takes a length of 0 for a negative one, marks it, and draws it out beyond the parent's end.
-        """
-        begin_ns, end_ns = self._clamp(begin_ns), self._clamp(max(begin_ns, end_ns))
-        if begin_ns < end_ns:
-            return begin_ns, end_ns
-        return (begin_ns - 1, end_ns) if end_ns == self.end_ns else (begin_ns, end_ns + 1)
-
-    def _clamp(self, time_ns: int) -> int:
-        if self.begin_ns is not None:
-            time_ns = max(time_ns, self.begin_ns)
-        if self.end_ns is not None:
-            time_ns = min(time_ns, self.end_ns)
-        return time_ns
+    @property
+    def has_parent(self) -> bool:
+        return trace.get_current_span(self.context).get_span_context().is_valid
 
 
 def _place(report: Report) -> _Place:
     active = report.context.copy().run(trace.get_current_span)
-    begin_ns, end_ns = _time_ns(active, "start_time"), _time_ns(active, "end_time")
+    begin_ns, end_ns = time_of(active, "start_time"), time_of(active, "end_time")
     if begin_ns is not None and begin_ns - report.started_ns > _tolerance_ns(report):
         return _beside(active, begin_ns, end_ns, report)
     return _under(active, begin_ns, end_ns)
@@ -118,7 +117,7 @@ def _beside(late: Span, begin_ns: int, late_end_ns: int | None, report: Report) 
         # A request stays the owner of its stall, however long the system kept the thread from opening its span.
         is_own = own.get_span_context() == late.get_span_context()
         return _under(late, begin_ns, late_end_ns) if is_own else _Place(Context())
-    own_begin_ns, own_end_ns = _time_ns(own, "start_time"), _time_ns(own, "end_time")
+    own_begin_ns, own_end_ns = time_of(own, "start_time"), time_of(own, "end_time")
     in_same_trace = own.get_span_context().trace_id == parent.trace_id
     if in_same_trace and (
         own.get_span_context().span_id == parent.span_id or _in_mid_stall(own_begin_ns, report)
@@ -145,12 +144,6 @@ def _tolerance_ns(report: Report) -> int:
     return max(report.error_ns, _TOLERANCE_NS)
 
 
-def _time_ns(span: Span, name: str) -> int | None:
-    """One of the times of a span. The API has none of them: the SDK's spans do, and those of others like it."""
-    value = getattr(span, name, None)
-    return value if isinstance(value, int) else None
-
-
 def describe(stall: Stall) -> str:
     """The stall in one line: `event loop blocked 400 ms by time.sleep at app/users.py:42`.
 
@@ -164,11 +157,12 @@ def describe(stall: Stall) -> str:
     return printable(" ".join(words))
 
 
-def _attributes(report: Report) -> _Attributes:
+def _attributes(report: Report) -> Attributes:
     stall = report.stall
     return {
-        **_code(stall),
-        **_valued(
+        **stack_of(stall),
+        **culprit_of(stall),
+        **valued(
             {
                 "thread.id": report.thread_id,
                 "thread.name": stall.thread,
@@ -193,29 +187,13 @@ def _attributes(report: Report) -> _Attributes:
     }
 
 
-def _code(stall: Stall) -> _Attributes:
-    lines = stack_lines(stall.stack, stall.culprit)
-    # Its lines are printable already; what parts them must stay.
-    attributes: _Attributes = {"code.stacktrace": "\n".join(lines)} if lines else {}
-    if stall.culprit:
-        module, function = stall.culprit.module, stall.culprit.function
-        attributes |= _valued(
-            {
-                "code.function.name": f"{module}.{function}" if module else function,
-                "code.file.path": stall.culprit.file,
-                "code.line.number": stall.culprit.line,
-            }
-        )
-    return attributes
-
-
-def _request(request: Request | None) -> _Attributes:
+def _request(request: Request | None) -> Attributes:
     if request is None:
         return {}
-    return _valued({"http.route": request.route, "http.request.method": request.method})
+    return valued({"http.route": request.route, "http.request.method": request.method})
 
 
-def _unsampled_request(stall: Stall, unsampled: SpanContext | None) -> _Attributes:
+def _unsampled_request(stall: Stall, unsampled: SpanContext | None) -> Attributes:
     """Where a stall in an unsampled trace belongs: its span is a root, and this is what is left of the way back."""
     if unsampled is None:
         return {}
@@ -226,16 +204,3 @@ def _unsampled_request(stall: Stall, unsampled: SpanContext | None) -> _Attribut
         trace_id = trace.format_trace_id(unsampled.trace_id)
         span_id = trace.format_span_id(unsampled.span_id)
     return {"loopguard.request.trace_id": trace_id, "loopguard.request.span_id": span_id}
-
-
-def _valued(values: dict[str, str | int | float | None]) -> _Attributes:
-    """Those that have a value: text printable, floats to the microsecond."""
-    attributes: _Attributes = {}
-    for key, value in values.items():
-        if isinstance(value, str):
-            attributes[key] = printable(value)
-        elif isinstance(value, int):
-            attributes[key] = value
-        elif value is not None and math.isfinite(value):
-            attributes[key] = round(value, 6)
-    return attributes

@@ -13,6 +13,7 @@ from time import monotonic_ns, thread_time_ns
 from types import CodeType
 from typing import NamedTuple
 
+from loopguard.capture.aftermath import RequestsAround
 from loopguard.capture.clocks import RunDelay, thread_cpu_ns, voluntary_switches
 from loopguard.capture.looks import Subject
 from loopguard.capture.others import OtherThreads
@@ -51,7 +52,8 @@ class Watching:
     """What all heartbeats share; `pace` is replaced when the budget changes, and read at each beat.
 
     Failures of ours go to `trouble`, and to `struck` those that break off the watchdog.
-    `probe` is None where there is none. How late each beat was goes to `delays`.
+    `probe` is None where there is none. How late each beat was goes to `delays`. `aftermath` begins to look whom a loop delays that has not beaten since a given
+    time; None where there are no requests to be delayed.
     """
 
     pace: Pace
@@ -63,13 +65,14 @@ class Watching:
     others: OtherThreads
     note_threadpool: Callable[[int], None]
     delays: Delays
+    aftermath: Callable[[asyncio.AbstractEventLoop, int], RequestsAround | None]
 
 
 class Heartbeat:
     """Beats on one loop, from one start of it to its stop. All methods are called on that loop's thread.
 
     `subject`, `stopped`, `last_ns` and `due_ns` are written there and read by the watchdog; `late` is filled there and emptied
-    by the watchdog. Each is replaced in one step, so the GIL is lock enough.
+    by the watchdog, `aftermath` the other way round. Each is replaced in one step, so the GIL is lock enough.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Heartbeat:
         self.last_ns = 0
         self.due_ns = 0
         self.watched_ns = 0
+        self.aftermath: RequestsAround | None = None
         self.stopped = False
         self.thread_id = threading.get_ident()
         self.began = Spent(monotonic_ns(), thread_time_ns())
@@ -199,7 +203,10 @@ class Heartbeat:
                 self._shared.note_threadpool(now)
                 self.alarm.arm(self.due_ns + slack)
             else:
-                self.late.append(self._late(now))
+                late = self._late(now)
+                self._look_after(now)
+                self.late.append(replace(late, aftermath=self.aftermath_so_far()))
+                self.aftermath = None
                 self._next(now)
                 self.alarm.arm(1)
         except Exception as error:
@@ -210,6 +217,19 @@ class Heartbeat:
         late, pace = now - self.due_ns, self._shared.pace
         if late > -pace.slack_ns and self._ring is not None:
             self._ring.write(max(0, late), pace.interval_ns)
+
+    def _look_after(self, now: int) -> None:
+        """Look who has waited, where a callback may have been over budget since the last beat."""
+        if now - self.last_ns < 2 * self._shared.pace.interval_ns:
+            return
+        self.aftermath = self.aftermath_so_far() or self._shared.aftermath(self.loop, self.last_ns)
+        if self.aftermath is not None:
+            self.aftermath.look()
+
+    def aftermath_so_far(self) -> RequestsAround | None:
+        """What the watchdog has begun since the last beat: it may come too late with it, when the next beat has been."""
+        begun = self.aftermath
+        return begun if begun is not None and begun.since_ns == self.last_ns else None
 
     def _next(self, now: int) -> None:
         self._note(now)
@@ -267,6 +287,7 @@ class Heartbeat:
             cpu_ns=None if cpu_ns is None else cpu_ns - self._cpu_ns,
             gc_ns=self._shared.collector_ns() - self._gc_ns,
             run_delay_ns=self._estimated_run_delay(now),
+            aftermath=self.aftermath_so_far(),
         )
 
     def _estimated_run_delay(self, now: int) -> int | None:

@@ -38,6 +38,8 @@ _QUICKEST_NS = 1_000_000
 _EARLY = 5
 # The black box has it from the budget on, and anew whenever it has lasted half as long again.
 _KEPT_ANEW = 1.5
+# Whom a callback delays is looked at when it may have run for this part of the budget: once, before it can be over.
+_GLANCED_FROM = 0.8
 # Seconds before it watches again after failures: so much for each in a row, up to so much.
 _RESTED = 0.01
 _MOST_RESTED = 5.0
@@ -242,6 +244,7 @@ class Watchdog:
                 for each in with_what_went_on(look, watch.looks, self.budget_ns, _switch_ns()):
                     watch.add(each)
             self._look_back(watch, seen, waits, starved)
+            self._glance(watch, seen)
             if seen and not watch.heart.late:
                 self._let_go(watch, watch.looks[-1].key)
                 self._tell_early(watch, watch.looks[-1])
@@ -287,6 +290,23 @@ class Watchdog:
         look = self._observer.too_late(heart.subject, asked_ns, beat.at_ns)
         other = beat.other or look.other
         return replace(look, other=other, gil_waits=gil_waits, starved_ns=starved_ns)
+
+    def _glance(self, watch: _Watch, seen: list[Look]) -> None:
+        """Look who waits for a callback that may be over budget soon; once for each."""
+        heart, look = watch.heart, seen[-1] if seen else None
+        if look is None or look.key is None or heart.late:
+            return
+        begun = heart.aftermath_so_far()
+        aftermath = begun or self._shared.aftermath(heart.loop, heart.last_ns)
+        if aftermath is None or aftermath.glanced(look.key):
+            return
+        since_ns = heart.last_ns
+        if begun is not None:
+            others = (each.at_ns for each in watch.looks if each.key != look.key)
+            since_ns = max(others, default=since_ns)
+        if look.at_ns - since_ns >= _GLANCED_FROM * self.budget_ns:
+            heart.aftermath = aftermath
+            aftermath.glance(look.key, lambda: bool(heart.late) or heart.stopped)
 
     def _dumps_of(self, heart: Heartbeat, begin_ns: int, end_ns: int) -> list[Dump]:
         """What the probe saw in that time, if no other loop was late: a dump does not say of which it is."""
