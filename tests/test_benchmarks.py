@@ -97,3 +97,17 @@ def test_what_sampling_leaves_of_stalls_is_counted_at_each_rate() -> None:
     assert every[2].endswith("(100.0 %)")
     assert [cell.split()[0] for cell in none[3:5]] == ["0", "0"]
     assert every[3].endswith("(100.0 %)")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads CPU clocks of threads")
+def test_the_cost_of_a_report_is_measured(tmp_path: Path) -> None:
+    """And whom the stall delayed is right, or it would stop: with few requests, and with a thousand."""
+    out = tmp_path / "figures.json"
+    script = ROOT / "benchmarks" / "scale.py"
+    command = [sys.executable, str(script), "--quick", "--loop", "asyncio", "--json", str(out)]
+    subprocess.run(command, check=True, timeout=110)
+    figures = json.loads(out.read_text())["figures"]
+    assert len(figures) == 2
+    for named in figures.values():
+        assert set(named) == {"floor", "pause", "cpu"}
+        assert all(math.isfinite(value) and value >= 0 for value in named.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from contextvars import Context
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_args
 
@@ -13,11 +13,12 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import loopguard
-from loopguard.record import Cause, Stall
+from loopguard.evidence import StoodStill
+from loopguard.record import Cause, Delayed, Stall
 from loopguard.tell import metrics
 from loopguard.tell.log import stall_fields
 from loopguard.tell.spans import Spans
-from tests.records import make_report, make_stall
+from tests.records import STARTED_NS, make_report, make_stall
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "signals.md").read_text()
 HOW = (Path(__file__).resolve().parents[1] / "docs" / "how-it-works.md").read_text()
@@ -69,6 +70,26 @@ def test_the_metrics_page_names_each_instrument_with_its_kind_and_unit() -> None
 def test_the_metrics_page_names_each_attribute() -> None:
     for attribute in (metrics.CAUSE, metrics.SEVERITY, metrics.ROUTE, metrics.REASON):
         assert f"`{attribute}`" in _section("Metrics")
+
+
+def test_the_span_page_names_each_attribute_of_a_delay() -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    own = provider.get_tracer("app").start_span("request")
+    told = Delayed("GET", "/quick", None, None, 0.4, True, True, None)
+    delay = StoodStill(told, own, STARTED_NS, STARTED_NS + 1, object())
+    Spans(provider=provider)(replace(make_report(), delays=(delay,)))
+    (span,) = [each for each in exporter.get_finished_spans() if each.name == "event_loop.delay"]
+    named = _first_column(_section("Span")) - {"attribute"}
+    page = {f"loopguard.stall{name}" if name.startswith(".") else name for name in named}
+    assert set(span.attributes or {}) <= page
+    assert {"loopguard.delay", "loopguard.blocked", "loopguard.stall.id"} <= page
+
+
+def test_the_record_page_tells_of_each_key_of_a_delayed_request() -> None:
+    row = next(line for line in PAGE.splitlines() if line.startswith("| `delayed` |"))
+    assert {field.name for field in fields(Delayed)} <= set(re.findall(r"`(\w+)`", row))
 
 
 def test_the_statistics_page_names_each_count() -> None:

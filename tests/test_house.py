@@ -52,6 +52,7 @@ APART = {"integrations"}
 PURE = (
     *("explain/", "watch/detector.py", "watch/kept_waiting.py"),
     *("record.py", "evidence.py", "config.py", "tell/limits.py"),
+    *("tell/pending.py", "tell/attributes.py"),
     *("black_box/remains.py", "black_box/rebuild.py"),
 )
 IMPURE = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +24,12 @@ HYPERCORN = {
 
 @contextmanager
 def serve(
-    directory: Path, application: str, server: str, *, telemetry: str = "before"
+    directory: Path,
+    application: str,
+    server: str,
+    *,
+    telemetry: str = "before",
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """Serve the application on a free port; at the end it must have stopped in good order."""
     files = {name: directory / f"{name}.jsonl" for name in ("jsonl", "truth", "spans", "starts")}
@@ -34,6 +39,7 @@ def serve(
         _command(application, server),
         directory / "server.log",
         {
+            **(variables or {}),
             **{f"REAL_{name.upper()}": str(file) for name, file in files.items()},
             "REAL_TELEMETRY": telemetry,
         },
