@@ -229,7 +229,7 @@ class Marking:
         self.loop = Loop()
 
     def mark(self, *delays: StoodStill, stall: Stall = STALL, own: Span | None = None) -> None:
-        beat = LateBeat(0, 1, 2, 0, 0, 0, None, self.loop)
+        beat = LateBeat(0, 1, 2, 0, 0, 0, None, aftermath=self.loop)
         held = Held(start_ns=0, error_ns=0, end_ns=2, looks=(), beat=beat)
         incident = Incident(stall.id, False, held, 1, "MainThread", 1, "asyncio.Loop", None, 0, 0)
         self.marks(incident, Explained(stall, own), delays)

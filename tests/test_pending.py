@@ -101,7 +101,8 @@ class World:
     def put(self, *, ongoing: bool = False, followed: bool = True) -> None:
         now = monotonic_ns()
         self.ended = now / 1e9
-        beat = LateBeat(0, 1, now, 0, 0, 0, None, self.around if followed else None)
+        around = self.around if followed else None
+        beat = LateBeat(0, 1, now, 0, 0, 0, None, aftermath=around)
         held = Held(start_ns=now - 400_000_000, error_ns=0, end_ns=now, looks=(), beat=beat)
         self.reporter.put(
             Incident("4711", ongoing, held, 1, "MainThread", 1, "asyncio.Loop", None, 0, 0)
