@@ -324,7 +324,7 @@ async def http_by_urllib() -> None:
 # Files and pipes
 
 
-@case(waited_on="openat")
+@case(waited_on=r"openat /\w+/[^/]+/…")
 async def fifo_open() -> None:
     path = directory() / "fifo"
     os.mkfifo(path)
