@@ -17,6 +17,7 @@ Row = dict[str, Any]
 
 _BEAT = 0.05
 _LATE_BEAT = 0.03  # the beat that ends a stall comes after the rest of its callback
+_OF_THE_MACHINE = {"records", "other records", "start", "end"}
 _NOBODYS = ("gil_wait", "congestion", "not_scheduled")
 
 
@@ -60,8 +61,12 @@ def judge(row: Row) -> list[Miss]:
 def excuse(row: Row, misses: Sequence[Miss]) -> str | None:
     """That the machine itself, by the system's own account, took the CPU for long enough to be the reason.
 
-    That is a beat, or for a time that is wrong as long as that; else None.
+    That is a beat, or for a time that is wrong as long as that; else None. It can be the reason for another cause, for a
+    record too many or too few, and for a time: never for a line, a call, a wait or a request that is wrong by itself.
     """
+    fields = {miss.field for miss in misses}
+    if "cause" not in fields and not fields <= _OF_THE_MACHINE:
+        return None
     withheld = row["withheld"]
     needed = max((_BEAT if miss.by is None else min(miss.by, _BEAT) for miss in misses), default=1)
     return f"the machine gave no CPU for {withheld:.4f} s" if withheld >= needed else None

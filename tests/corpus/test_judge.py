@@ -86,6 +86,8 @@ def test_only_what_the_machine_took_is_an_excuse() -> None:
         misses = judge(row)
         assert excuse({**row, "withheld": enough}, misses) is not None
         assert excuse({**row, "withheld": enough - 0.001}, misses) is None
+    call = told("sleep", call="time.monotonic")
+    assert excuse({**call, "withheld": 9.0}, judge(call)) is None
 
 
 def result(case: str, *missed: str, excused: str | None = None) -> Row:

@@ -324,7 +324,7 @@ async def http_by_urllib() -> None:
 # Files and pipes
 
 
-@case(waited_on="openat")
+@case(waited_on=r"openat /\w+/[^/]+/…")
 async def fifo_open() -> None:
     path = directory() / "fifo"
     os.mkfifo(path)
@@ -528,7 +528,12 @@ def postgres() -> Any:
     return psycopg2.connect(variable("POSTGRES"))
 
 
-@case(waited_on=r"poll (unix|tcp 127\.0\.0\.1:\d+)", given=postgres, served=True, needs="POSTGRES")
+@case(
+    waited_on=r"poll (unix( /\w+/[^/]+/…)?|tcp 127\.0\.0\.1:\d+)",
+    given=postgres,
+    served=True,
+    needs="POSTGRES",
+)
 async def postgres_query(given: Any) -> None:
     with closing(given) as connection, connection.cursor() as cursor:
         await rest()
@@ -544,7 +549,11 @@ def two_clients() -> tuple[Any, Any]:
     return ours, theirs
 
 
-@case(waited_on=r"poll (unix|tcp 127\.0\.0\.1:\d+)", given=two_clients, needs="POSTGRES")
+@case(
+    waited_on=r"poll (unix( /\w+/[^/]+/…)?|tcp 127\.0\.0\.1:\d+)",
+    given=two_clients,
+    needs="POSTGRES",
+)
 async def postgres_lock(given: tuple[Any, Any]) -> None:
     ours, theirs = given
     with ours.cursor() as cursor:
