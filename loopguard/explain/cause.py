@@ -142,6 +142,18 @@ def wait_of(held: Held) -> tuple[Wait | None, Callee | None, tuple[RawFrame, ...
     return wait, look.callee, look.stack
 
 
+def waited_in(held: Held) -> Wait | None:
+    """What the thread waited in; where that is not seen of most of the time, what it was seen in at the same place.
+
+    A look behind a stop finds the thread awake for a moment, and stands for all of the stop.
+    """
+    wait, _, stack = wait_of(held)
+    if wait is not None:
+        return wait
+    known = [look.wait for look in held.looks if look.stack[:1] == stack[:1]]
+    return next((wait for wait in known if wait is not None), None)
+
+
 def _wait_cause(held: Held) -> Cause:
     """Of a wait in a futex, or in what the system does not show."""
     wait, callee, stack = wait_of(held)
