@@ -126,8 +126,9 @@ def in_the_way(held: Held, cause: Cause) -> OtherThread | None:
         return next((look.owner for look in reversed(held.looks) if look.owner is not None), None)
     if cause != "gil_wait":
         return None
-    others = [look.other for look in held.looks if look.other is not None]
-    return max(others, key=lambda other: (other.alone, other.cpu_ns), default=None)
+    # Who was there when the watchdog had waited longest.
+    seen = [look for look in held.looks if look.other is not None]
+    return max(seen, key=lambda look: look.late_ns).other if seen else None
 
 
 def wait_of(held: Held) -> tuple[Wait | None, Callee | None, tuple[RawFrame, ...]]:
