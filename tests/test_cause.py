@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from loopguard.evidence import Callee, Held, OtherThread, Wait
-from loopguard.explain.cause import cause_of, cpu_seconds, gc_seconds, wait_of
+from loopguard.explain.cause import cause_of, cpu_seconds, gc_seconds, wait_of, waited_in
 from tests.evidence import BUDGET, MS, STACK, SWITCH, WORK, frame, held, idle, look
 
 pytestmark = pytest.mark.core
@@ -299,6 +299,13 @@ def test_the_wait_is_the_one_that_most_of_the_time_was_spent_in() -> None:
     short, long = look(10, wait=FUTEX), look(300, wait=SLEEP, stack=IN_QUEUE)
     assert wait_of(held([short, long])) == (SLEEP, None, IN_QUEUE)
     assert wait_of(held([])) == (None, None, ())
+
+
+def test_where_most_of_the_time_does_not_show_the_wait_a_look_at_the_same_place_does() -> None:
+    behind_a_stop = [look(60, wait=SLEEP), look(360, late=290), look(380)]
+    assert waited_in(held(behind_a_stop)) == SLEEP
+    elsewhere = [look(10, wait=SLEEP, stack=IN_QUEUE), look(300), look(380)]
+    assert waited_in(held(elsewhere)) is None
 
 
 def test_cpu_time_is_that_of_the_callback_and_not_of_its_neighbours() -> None:

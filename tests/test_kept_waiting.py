@@ -74,3 +74,11 @@ def test_a_look_that_finds_a_callback_says_enough_by_itself() -> None:
 def test_what_was_waited_for_is_shared_by_how_long_each_look_waited() -> None:
     shares = share([look(40, late=10), look(80, late=30), look(90)], gil_waits=8, starved_ns=400)
     assert [(each.gil_waits, each.starved_ns) for each in shares] == [(2, 100), (6, 300), (0, 0)]
+
+
+def test_a_look_at_an_idle_loop_that_came_late_because_all_was_stopped_stays_late() -> None:
+    """So that it is told of as a stop; where it waited for the GIL, that is another's."""
+    stopped = replace(TOO_LATE, gil_waits=1, other=None)
+    assert with_what_went_on(stopped, [idle(56)], BUDGET, SWITCH) == [stopped]
+    [kept] = with_what_went_on(replace(TOO_LATE, other=None), [look(5), look(58)], BUDGET, SWITCH)
+    assert kept.late_ns == 0

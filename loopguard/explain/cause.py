@@ -126,8 +126,9 @@ def in_the_way(held: Held, cause: Cause) -> OtherThread | None:
         return next((look.owner for look in reversed(held.looks) if look.owner is not None), None)
     if cause != "gil_wait":
         return None
-    others = [look.other for look in held.looks if look.other is not None]
-    return max(others, key=lambda other: (other.alone, other.cpu_ns), default=None)
+    # Who was there when the watchdog had waited longest.
+    seen = [look for look in held.looks if look.other is not None]
+    return max(seen, key=lambda look: look.late_ns).other if seen else None
 
 
 def wait_of(held: Held) -> tuple[Wait | None, Callee | None, tuple[RawFrame, ...]]:
@@ -140,6 +141,18 @@ def wait_of(held: Held) -> tuple[Wait | None, Callee | None, tuple[RawFrame, ...
     wait = max(seconds, key=lambda key: seconds[key])
     look = next(look for look in held.looks if look.wait == wait)
     return wait, look.callee, look.stack
+
+
+def waited_in(held: Held) -> Wait | None:
+    """What the thread waited in; where that is not seen of most of the time, what it was seen in at the same place.
+
+    A look behind a stop finds the thread awake for a moment, and stands for all of the stop.
+    """
+    wait, _, stack = wait_of(held)
+    if wait is not None:
+        return wait
+    known = [look.wait for look in held.looks if look.stack[:1] == stack[:1]]
+    return next((wait for wait in known if wait is not None), None)
 
 
 def _wait_cause(held: Held) -> Cause:

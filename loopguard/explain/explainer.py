@@ -14,7 +14,7 @@ from loopguard.evidence import Held, Incident, OtherThread, RawFrame, Wait
 from loopguard.explain import paths, scheduling
 from loopguard.explain.advice import advise
 from loopguard.explain.call import call_on_line
-from loopguard.explain.cause import cause_of, cpu_seconds, gc_seconds, in_the_way, wait_of
+from loopguard.explain.cause import cause_of, cpu_seconds, gc_seconds, in_the_way, waited_in
 from loopguard.explain.consensus import agree
 from loopguard.explain.correlation import Route, active_span, context_of, request_of
 from loopguard.explain.crowd import contributors_of
@@ -86,7 +86,7 @@ class Explainer:
             cause=cause,
             culprit=culprit,
             call=call,
-            waited_on=self._waited_on(cause, wait_of(held)[0]),
+            waited_on=self._waited_on(cause, waited_in(held)),
             holder=self._holder(in_the_way(held, cause)),
             stack=()
             if verdict is None or cause == "not_scheduled"

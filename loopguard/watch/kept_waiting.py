@@ -24,8 +24,8 @@ def share(looks: Sequence[Look], gil_waits: int, starved_ns: int) -> list[Look]:
 def with_what_went_on(
     look: Look, looks: Sequence[Look], budget_ns: int, switch_ns: int
 ) -> list[Look]:
-    """A look at a loop in no callback, with what went on before it; any other as it is."""
-    if look.key is not None or not looks:
+    """A look at a loop in no callback that had to wait for the GIL, with what went on before it; any other as it is."""
+    if look.key is not None or not looks or not _for_the_gil(look, switch_ns):
         return [look]
     before = what_went_on(look, looks, budget_ns, switch_ns)
     return [*before, replace(look, asked_ns=look.at_ns, gil_waits=0)]
@@ -42,12 +42,11 @@ def what_went_on(
     if not looks:
         return [too_late]
     waited_ns = too_late.late_ns - too_late.starved_ns
-    for_the_gil = waited_ns >= 4 * switch_ns and too_late.gil_waits * switch_ns >= waited_ns // 2
     last = looks[-1]
     seen_ns = last.at_ns - next(look.at_ns for look in looks if look.key == last.key)
     other = too_late.other
     kept_it = other is not None and (other.alone or other.cpu_ns >= waited_ns // 4)
-    if not for_the_gil or seen_ns > budget_ns // 2 or not kept_it:
+    if not _for_the_gil(too_late, switch_ns) or seen_ns > budget_ns // 2 or not kept_it:
         return []
     return [
         replace(
@@ -59,3 +58,8 @@ def what_went_on(
             serves=last.serves,
         )
     ]
+
+
+def _for_the_gil(look: Look, switch_ns: int) -> bool:
+    waited_ns = look.late_ns - look.starved_ns
+    return waited_ns >= 4 * switch_ns and look.gil_waits * switch_ns >= waited_ns // 2

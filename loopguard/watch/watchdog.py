@@ -225,10 +225,12 @@ class Watchdog:
             own_delay.close()
 
     def _round(self, own_delay: RunDelay) -> None:
+        if not any(heart.late or heart.due_ns < monotonic_ns() for heart in self.hearts):
+            self._counted = voluntary_switches(), own_delay.read() or 0
         switches, delay = self._counted
 
         def waited() -> tuple[int, int]:
-            """How often it asked for the GIL since it last counted in the round before, and how long it had no CPU."""
+            """How often it asked for the GIL since the loops were on time, or it last counted; how long it had no CPU."""
             self._counted = voluntary_switches(), own_delay.read() or 0
             return self._counted[0] - switches, self._counted[1] - delay
 
