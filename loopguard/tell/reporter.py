@@ -25,6 +25,7 @@ GUARD = "event_loop.guard"
 SUMMARY = "event_loop.summary"
 TROUBLE = "event_loop.guard.trouble"
 LONGEST_QUEUE = 1000
+MOST_BOXED = 16
 REMEMBERED = 256
 
 
@@ -82,6 +83,7 @@ class Reporter:
         self._limits = Limits()
         self._limits_of_ongoing = Limits()
         self._queue: deque[Incident] = deque()
+        self._boxed: deque[Incident] = deque(maxlen=MOST_BOXED)  # told when nothing else is
         self._said: set[str] = set()
         self._summary = Summary()
         self._changed = threading.Condition()
@@ -108,7 +110,12 @@ class Reporter:
         self._thread.start()
 
     def put(self, incident: Incident) -> None:
-        """Queue an incident. Where the queue is full the oldest gives way, counted."""
+        """Queue an incident. Where the queue is full the oldest gives way, counted; what is boxed has one of its own."""
+        if incident.boxed:
+            with self._changed:
+                self._boxed.append(incident)
+                self._changed.notify_all()
+            return
         with self._changed:
             if len(self._queue) >= LONGEST_QUEUE:
                 self._lose(self._queue.popleft())
@@ -208,11 +215,11 @@ class Reporter:
         with self._changed:
             self._busy = False
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._queue or self._stopping)
-            if not self._queue:
+            self._changed.wait_for(lambda: self._queue or self._boxed or self._stopping)
+            if not self._queue and (self._stopping or not self._boxed):
                 return None
             self._busy = True
-            self._uncounted = self._queue.popleft()
+            self._uncounted = (self._queue or self._boxed).popleft()
             return self._uncounted
 
     def _lose(self, incident: Incident) -> None:
