@@ -22,9 +22,11 @@ import pytest
 
 import loopguard
 from loopguard.black_box import files
-from loopguard.black_box.search import records_in
+from loopguard.black_box.search import MOST_KEPT, collect, records_in
+from loopguard.tell.jsonl import json_line
 from tests.holding import BUDGET, LONG, LOOPS, REST, changes_since, left_in_process, run, told
 from tests.real.server import Child, read_rows, wait_until
+from tests.records import make_stall
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 60.0  # of patience: the machine may be busy
@@ -209,7 +211,10 @@ def test_what_is_survived_leaves_nothing(loop: str, tmp_path: Path) -> None:
 
     async def main() -> None:
         await asyncio.sleep(REST)
+        written = file.stat().st_mtime_ns
+        await asyncio.sleep(4 * REST)
         assert "stall" not in file.read_text()
+        assert file.stat().st_mtime_ns == written  # nothing is written while all is well
         until = time.monotonic() + 20
         while '"stall"' not in (text := file.read_text()) and time.monotonic() < until:
             time.sleep(BUDGET / 10)
@@ -418,6 +423,41 @@ def test_what_is_no_file_of_this_user_is_neither_read_nor_removed(tmp_path: Path
     assert guard.stats()["troubles"] == 0
     loopguard.uninstall()
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_nobodys_remains_do_not_pile_up(box: Box) -> None:
+    """With nobody to tell, the newest stay for `report`."""
+    for number in range(MOST_KEPT + 3):
+        path = box.path / f"loopguard-1-{number:04}.stalls"
+        path.write_text(json_line({"stall": make_stall(id=str(number)).to_dict()}) + "\n")
+        os.utime(path, (number, number))
+    collect(box.path, lambda _stalls: False)
+    left = sorted(file.name for file in box.path.iterdir())
+    assert left == [f"loopguard-1-{number:04}.stalls" for number in range(3, MOST_KEPT + 3)]
+    told: list[str] = []
+
+    def tell(stalls: tuple[loopguard.Stall, ...]) -> bool:
+        told.extend(stall.id for stall in stalls)
+        return True
+
+    collect(box.path, tell)
+    assert told == [str(number) for number in range(3, MOST_KEPT + 3)]
+    assert list(box.path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells")
+def test_the_probe_writes_where_nobody_waits_for_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "file").open("w") as file, open("/proc/self/stat", "rb") as other:
+        assert files.is_local(file.fileno())
+        assert not files.is_local(other.fileno())
+    monkeypatch.setattr(files, "_LOCAL", set())  # as on NFS
+    with loopguard.install(budget=BUDGET, black_box=tmp_path, log=False):
+        links = [
+            str(file.readlink()) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()
+        ]
+    assert any("loopguard-probe" in link for link in links)
 
 
 def test_a_directory_that_is_not_there_is_an_error_for_who_reads_it(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -497,6 +497,17 @@ def test_the_next_record_let_in_says_how_many_were_left_out(records: Records) ->
     records.put(1)
     assert (records.told[-1].allowed, records.told[-1].stall.suppressed) == (True, 15)
     assert [report.stall.suppressed for report in records.told[:-1]] == [0] * 25
+
+
+def test_what_is_for_the_black_box_pushes_nothing_out_of_a_full_queue() -> None:
+    made = Records()
+    for _ in range(LONGEST_QUEUE):
+        made.reporter.put(incident())
+        made.reporter.put(replace(incident(), ongoing=True, boxed=True))
+    made.reporter.start()
+    assert made.reporter.flush(30)
+    made.reporter.stop(5)
+    assert (made.reporter.counts.dropped, len(made.told)) == (0, LONGEST_QUEUE)
 
 
 def test_what_a_full_queue_loses_is_counted() -> None:

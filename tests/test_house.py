@@ -41,7 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "installation": DATA | {"guard", "integrations.asgi", "integrations.served"},
     "integrations": DATA | {"installation"},
     "loopguard": DATA | {"guard", "installation"},
-    "cli": DATA | {"tell", "loopguard"},
+    "diagnosis": DATA | {"black_box", "capture", "guard", "integrations.asgi", "watch"},
+    "cli": DATA | {"tell", "loopguard", "diagnosis"},
     "__main__": {"cli"},
 }
 

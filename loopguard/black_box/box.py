@@ -40,9 +40,9 @@ class BlackBox:
         self._rewrite()
 
     @property
-    def dump(self) -> int:
-        """The file for the probe: it dies with this process, and what is in it does not."""
-        return self._dump.fd
+    def dump(self) -> int | None:
+        """The file for the probe; None where it would have to wait for another machine, on the loop's thread."""
+        return self._dump.fd if files.is_local(self._dump.fd) else None
 
     @property
     def lost(self) -> int:

@@ -6,6 +6,7 @@ process lives is told by the lock (flock(2)) and never by its pid: in a containe
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import stat
@@ -26,6 +27,19 @@ _CLOSED = os.O_CLOEXEC if hasattr(os, "O_CLOEXEC") else 0
 _NO_LINK = os.O_NOFOLLOW if hasattr(os, "O_NOFOLLOW") else 0
 _NO_WAIT = os.O_NONBLOCK if hasattr(os, "O_NONBLOCK") else 0
 _ATTEMPTS = 10
+
+# statfs(2), linux/magic.h: what keeps its files on this machine.
+_LOCAL = {
+    0xEF53,  # ext2, ext3, ext4
+    0x58465342,  # XFS
+    0x9123683E,  # Btrfs
+    0xCA451A4E,  # bcachefs
+    0xF2F52010,  # F2FS
+    0x2FC12FC1,  # ZFS
+    0x794C7630,  # overlayfs
+    0x01021994,  # tmpfs
+    0x858458F6,  # ramfs
+}
 
 Identity = tuple[int, int]
 
@@ -91,6 +105,19 @@ def lock(fd: int, shared: bool = False) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def is_local(fd: int) -> bool:
+    """Whether a file is on a file system that answers at once, as those of this machine do; False where nobody tells.
+
+    What the loop's own thread may touch must not wait for another machine.
+    """
+    buffer = ctypes.create_string_buffer(256)  # struct statfs begins with the type
+    try:
+        failed = ctypes.CDLL(None).fstatfs(fd, buffer)
+    except (OSError, AttributeError, TypeError):
+        return False
+    return not failed and ctypes.c_uint32.from_buffer(buffer).value in _LOCAL
 
 
 def found(directory: Path) -> Iterator[Path]:

@@ -15,6 +15,7 @@ from loopguard.black_box.remains import Remains, fatal_record, remains
 from loopguard.record import Stall
 
 MOST_FILES = 1000
+MOST_KEPT = 100  # of those that nobody could be told of
 _PATIENCE = 3
 _PAUSE = 0.05  # seconds: a reader holds a lock for less
 
@@ -61,14 +62,16 @@ def collect(directory: Path, tell: Callable[[tuple[Stall, ...]], bool]) -> None:
 
     Of several processes that do this at once, one tells: it has the lock meanwhile.
     """
-    for path in list(files.found(directory))[:MOST_FILES]:
+    paths = list(files.found(directory))
+    for place, path in enumerate(paths[:MOST_FILES]):
         file = files.open_found(path, writable=True)
         if file is None:
             continue
         try:
             if _dead(file, shared=False):
                 left = _read(file)
-                if not left.stalls or tell(left.stalls):
+                too_many = place < len(paths) - MOST_KEPT
+                if not left.stalls or tell(left.stalls) or too_many:
                     files.remove(file)
         finally:
             file.close()

@@ -94,6 +94,14 @@ def run_delay_works(native_id: int) -> bool:
         delay.close()
 
 
+def process_switches() -> int | None:
+    """How often threads of this process have given up their CPU to wait: each such time one was woken up later.
+
+    None where nobody counts.
+    """
+    return None if _THREAD is None else resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+
+
 def voluntary_switches() -> int:
     """How often this thread has given up its CPU to wait (getrusage(2), RUSAGE_THREAD); 0 where nobody counts.
 

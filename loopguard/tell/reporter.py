@@ -26,6 +26,7 @@ GUARD = "event_loop.guard"
 SUMMARY = "event_loop.summary"
 TROUBLE = "event_loop.guard.trouble"
 LONGEST_QUEUE = 1000
+MOST_BOXED = 16
 REMEMBERED = 256
 MOST_TOLD = 100  # delayed requests in a record
 
@@ -95,6 +96,7 @@ class Reporter:
         self._limits = Limits()
         self._limits_of_ongoing = Limits()
         self._queue: deque[Incident] = deque()
+        self._boxed: deque[Incident] = deque(maxlen=MOST_BOXED)  # told when nothing else is
         self._pending: deque[Pending] = deque()
         self._followed: deque[Pending] = deque(maxlen=MOST_FOLLOWED)
         self._in_haste = False
@@ -124,7 +126,12 @@ class Reporter:
         self._thread.start()
 
     def put(self, incident: Incident) -> None:
-        """Queue an incident. Where the queue is full the oldest gives way, counted."""
+        """Queue an incident. Where the queue is full the oldest gives way, counted; what is boxed has one of its own."""
+        if incident.boxed:
+            with self._changed:
+                self._boxed.append(incident)
+                self._changed.notify_all()
+            return
         with self._changed:
             if len(self._queue) >= LONGEST_QUEUE:
                 self._lose(self._queue.popleft())
@@ -252,6 +259,9 @@ class Reporter:
         later = self._followed[0] if self._followed else None
         if later and (self._stopping or later.due_ns <= now):
             return partial(self._tell_late, self._followed.popleft())
+        if self._boxed and not self._stopping:
+            self._uncounted = self._boxed.popleft()
+            return partial(self._hear, self._uncounted)
         return None
 
     def _seconds_left(self) -> float | None:

@@ -36,7 +36,9 @@ _OF_AGE = 16
 _QUICKEST_NS = 1_000_000
 # What lasts this many budgets is told of while it lasts, and again whenever it has doubled.
 _EARLY = 5
-# The black box has it from the budget on, and anew whenever it has lasted half as long again.
+# The black box has it from the budget on, and anew whenever it has lasted half as long again. Not earlier than this: at
+# a low budget most of the work of telling would be for what hardly ever is the end of a process.
+_KEPT_FROM_NS = 50_000_000
 _KEPT_ANEW = 1.5
 # Whom a callback delays is looked at when it may have run for this part of the budget: once, before it can be over.
 _GLANCED_FROM = 0.8
@@ -349,7 +351,7 @@ class Watchdog:
                 self._hand_on(self._incident(watch, held, ongoing=True))
 
     def _early(self) -> _Early:
-        kept_ns = _NEVER_NS if self._box is None else self.budget_ns
+        kept_ns = _NEVER_NS if self._box is None else max(self.budget_ns, _KEPT_FROM_NS)
         return _Early(uuid4().hex, _EARLY * self.budget_ns, kept_ns)
 
     def _box_it(self, watch: _Watch, early: _Early, held: Held) -> None:
