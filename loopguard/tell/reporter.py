@@ -264,6 +264,8 @@ class Reporter:
             allowed=allowed,
             thread_id=incident.thread_id,
             request_context=explained.request_context,
+            began_ns=held.start_ns,
+            withheld_ns=held.beat.run_delay_ns,
         )
         for subscription, outlet in self._outlets:
             if subscription.wants(stall):

@@ -21,7 +21,7 @@ from loopguard.capture.stacks import depth_of
 from loopguard.evidence import LateBeat
 from loopguard.watch.delays import Delays, Ring
 from loopguard.watch.load import Spent
-from loopguard.watch.loops import foreseen_base
+from loopguard.watch.loops import foreseen_base, running_base
 from loopguard.watch.timer import Alarm
 
 # To read the run delay takes 11 µs. Of beats that come in time every 16th does it: between them little can be withheld.
@@ -105,9 +105,9 @@ class Heartbeat:
         self._handle: asyncio.Handle = loop.call_soon(self._first, context=self._context)
         # Only then are we told of its stop.
         self.told_of_stop = not loop.is_running()
-        base = foreseen_base(loop) if self.told_of_stop else None
+        base = foreseen_base(loop) if self.told_of_stop else running_base(loop)
         if base is not None:
-            # The first callback is one of the user's, and may hold the loop.
+            # The first callback, or what is left of the one that runs now, is one of the user's and may hold the loop.
             self.subject = self._describe(*base)
             self._note(monotonic_ns())
             self.alarm.arm(self.due_ns + self._shared.pace.slack_ns)
@@ -158,11 +158,30 @@ class Heartbeat:
         self.stopped = True
         self._run_delay.close()
 
+    @property
+    def on_this_thread(self) -> bool:
+        return self.subject is not None and self.subject.thread_id == threading.get_ident()
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the loop runs and has not beaten in time. To be asked on another thread."""
+        late_ns = monotonic_ns() - self.due_ns
+        watched = self.subject is not None and not self.stopped and self.loop.is_running()
+        return watched and late_ns >= self._shared.pace.slack_ns
+
     def renew(self) -> None:
         """Beat now, and from now on at the new pace: the next beat was planned at the old one."""
-        if self._begun and not self.stopped:
+        if self.stopped or self.subject is None:
+            return
+        if self._begun:
             self._handle.cancel()
             self._beat()
+        elif self.is_overdue:
+            # The callback that began before the first beat still runs: it has held the loop until now.
+            now = monotonic_ns()
+            self.late.append(self.overdue(now, thread_time_ns()))
+            self._note(now)
+            self.alarm.arm(1)
 
     def _first(self) -> None:
         frame = sys._getframe(1)

@@ -6,11 +6,13 @@ import asyncio
 import functools
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any
 
 from loopguard.capture.stacks import depth_of
+from loopguard.capture.variables import local
 
 Begin = Callable[[asyncio.AbstractEventLoop], Callable[[], None]]
 """Called on the loop's thread before it runs; what it returns is called when the loop has stopped. Neither raises."""
@@ -80,6 +82,42 @@ def foreseen_base(loop: asyncio.AbstractEventLoop) -> tuple[int, CodeType] | Non
         # run_forever, _run_once, Handle._run
         return depth_of(frame) + 3, asyncio.Handle._run.__code__
     return None
+
+
+def running_base(loop: asyncio.AbstractEventLoop) -> tuple[int, CodeType] | None:
+    """The same for a loop that runs on this thread, from within a task's step; None where it runs no task's."""
+    task = asyncio.current_task(loop)
+    entry = getattr(None if task is None else task.get_coro(), "cr_frame", None)
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame is not entry:
+        frame = frame.f_back
+    if frame is None or frame.f_back is None:
+        return None
+    return depth_of(frame.f_back), frame.f_back.f_code
+
+
+def loops_elsewhere() -> list[asyncio.AbstractEventLoop]:
+    """The loops that run on other threads now: those of `asyncio.Runner`, and asyncio's own however they are run."""
+    found: list[asyncio.AbstractEventLoop] = []
+    for thread_id, innermost in sys._current_frames().items():
+        frame: FrameType | None = None if thread_id == threading.get_ident() else innermost
+        while frame is not None:
+            loop = _run_by(frame)
+            if loop is not None and loop not in found and loop.is_running():
+                found.append(loop)
+            frame = frame.f_back
+    return found
+
+
+def _run_by(frame: FrameType) -> asyncio.AbstractEventLoop | None:
+    if frame.f_code is asyncio.Runner.run.__code__:
+        runner = local(frame, "self")
+        loop = getattr(runner, "_loop", None)
+    elif frame.f_code.co_qualname == "BaseEventLoop.run_forever":
+        loop = local(frame, "self")
+    else:
+        return None
+    return loop if isinstance(loop, asyncio.AbstractEventLoop) else None
 
 
 _RUN_WATCHED = f"{LoopHook._wrap.__qualname__}.<locals>.run_watched"
