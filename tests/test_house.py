@@ -36,10 +36,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tell": DATA | {"lasting"},
     "black_box": DATA | {"capture", "explain", "tell"},
     "guard": DATA | ENGINE | {"black_box", "lasting"},
+    "testing": DATA | {"capture", "guard", "tell"},
     "integrations.asgi": DATA | {"capture", "explain", "guard"},
     "integrations.served": set(),
     "installation": DATA | {"guard", "integrations.asgi", "integrations.served"},
-    "integrations": DATA | {"installation"},
+    "integrations": DATA | {"installation", "testing"},
     "loopguard": DATA | {"guard", "installation"},
     "cli": DATA | {"tell", "loopguard"},
     "__main__": {"cli"},
@@ -53,6 +54,7 @@ PURE = (
     *("explain/", "watch/detector.py", "watch/kept_waiting.py"),
     *("record.py", "evidence.py", "config.py", "tell/limits.py"),
     *("black_box/remains.py", "black_box/rebuild.py"),
+    *("testing/verdict.py", "testing/words.py", "testing/windows.py", "testing/baseline.py"),
 )
 IMPURE = {
     *("asyncio", "concurrent", "ctypes", "multiprocessing", "select", "signal", "socket"),
