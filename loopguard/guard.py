@@ -65,11 +65,15 @@ class App(Protocol):
 class Guard:
     """Watches the event loops of this process. Made by `loopguard.install()`.
 
-    Usable as a context manager, which uninstalls at its end.
+    Usable as a context manager, which uninstalls at its end. `subscriptions` hear of stalls beside what the options
+    name; `brief` is for a process that runs many loops, each for a moment only.
     """
 
-    def __init__(self, config: Config, subscriptions: Sequence[Subscription] = ()) -> None:
+    def __init__(
+        self, config: Config, subscriptions: Sequence[Subscription] = (), brief: bool = False
+    ) -> None:
         self._config = config
+        self._brief = brief
         self._subscriptions = subscriptions
         self._apps: list[App] = []
         self._engine: _Engine | None = None
@@ -88,7 +92,7 @@ class Guard:
             self._hook.install()
         elif self._config.enabled:
             # The threads first: where the system grants none, nothing is patched yet.
-            self._engine = _Engine(self._config, self._apps, self._subscriptions)
+            self._engine = _Engine(self._config, self._apps, self._subscriptions, self._brief)
             self._engine.start()
             self._hook.install()
             self._foresee_farewell()
@@ -234,7 +238,7 @@ class Guard:
     def revive(self) -> None:
         """Begin to watch, if dormant."""
         if self.dormant:
-            self._engine = _Engine(self._config, self._apps, self._subscriptions)
+            self._engine = _Engine(self._config, self._apps, self._subscriptions, self._brief)
             for app in self._apps:
                 self._engine.follow(app)
             self._engine.start()
@@ -273,9 +277,14 @@ class _Engine:
     """All parts of a running guard, wired together."""
 
     def __init__(
-        self, config: Config, apps: list[App], subscriptions: Sequence[Subscription]
+        self,
+        config: Config,
+        apps: list[App],
+        subscriptions: Sequence[Subscription],
+        brief: bool,
     ) -> None:
         self._apps = apps
+        self._brief = brief
         self._config = config
         self._identity = Identity()
         self._requests = RequestTable()
@@ -286,6 +295,8 @@ class _Engine:
         self._standing = Ownership(config.in_app)
         self._running = False
         self._ending = threading.Event()
+        self._caught_up_at = 0
+        self._given_up: set[int] = set()
         native_id = threading.get_native_id()
         self._evidence = {
             "thread_cpu": thread_cpu_works(),
@@ -377,6 +388,7 @@ class _Engine:
         self.watchdog.stop()
         for heart in hearts:
             heart.give_up_probe()  # one that goes off after this would find nobody
+        self.watchdog.close_brief()
         if self._probe is not None:
             self._probe.close()
         self._ending.set()
@@ -429,15 +441,28 @@ class _Engine:
             time.sleep(_MOMENT / 5)
 
     def catch_up(self, timeout: float) -> bool:
+        looks = self.watchdog.looks
+        if looks == self._caught_up_at and not self.watchdog.at_work:
+            return True
         until = monotonic() + timeout
+        while self.watchdog.behind and monotonic() < until:
+            time.sleep(_MOMENT / 5)
         for heart in self.watchdog.hearts:
             if heart.on_this_thread:
                 heart.renew()
-        while any(heart.is_overdue for heart in self.watchdog.hearts):
+        while overdue := {
+            heart.last_ns
+            for heart in self.watchdog.hearts
+            if heart.is_overdue and heart.last_ns not in self._given_up
+        }:
             if monotonic() > until:
+                self._given_up = overdue  # none is waited for twice
                 break
             time.sleep(_MOMENT / 5)
-        return self.flush(max(0.0, until - monotonic()))
+        told = self.flush(max(0.0, until - monotonic()))
+        if told:
+            self._caught_up_at = looks
+        return told
 
     def stats(self) -> dict[str, int | float]:
         counts = asdict(self.reporter.counts)
@@ -455,6 +480,8 @@ class _Engine:
     def begin(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
         """Watch a loop, on its own thread; returns what ends that. Never raises: the loop is the user's."""
         try:
+            if self._brief and not loop.is_running():
+                return self.watchdog.note(loop)
             heart = self.watchdog.begin(loop)
             if self._box is not None:
                 self._box.watches(_name_of(type(loop)), threading.current_thread().name)

@@ -59,6 +59,7 @@ class _Run:
     told: list[Told] = field(default_factory=list)
     left_to_test: bool = False
     debugged: bool = False
+    refused: str | None = None
 
 
 class Stalls(Sequence[Stall]):
@@ -169,9 +170,7 @@ class StallPlugin:
 
     def stalls_of(self, run: _Run) -> tuple[Stall, ...]:
         self._take(run)
-        return tuple(
-            seen.stall for seen, _ in run.seen if self._outcome(seen, run) != "passes"
-        )
+        return tuple(seen.stall for seen, _ in run.seen if self._outcome(seen, run) != "passes")
 
     # When all are over.
 
@@ -224,7 +223,7 @@ class StallPlugin:
 
     def _new_recorder(self) -> Recorder:
         try:
-            return Recorder(self._budget, root=self._config.rootpath, jsonl=self._jsonl)
+            return Recorder(self._budget, root=self._config.rootpath, jsonl=self._jsonl, brief=True)
         except ConfigError as error:
             raise pytest.UsageError(str(error)) from error
 
@@ -254,7 +253,9 @@ class StallPlugin:
             try:
                 self._recorder.allow(run.budget)
             except ConfigError as error:
-                raise pytest.UsageError(f"marker stall_budget of {item.nodeid}: {error}") from error
+                run.refused = f"marker stall_budget of {item.nodeid}: {error}"
+        if allowed == "":
+            run.refused = f"marker allow_stalls of {item.nodeid} needs a reason in words"
         item.user_properties[:] = [each for each in item.user_properties if each[0] != "stall"]
         return run
 
@@ -267,6 +268,8 @@ class StallPlugin:
             for text in self._judge(item, when):
                 item.add_report_section(when, "stall", text)
             raise
+        if self._run is not None and self._run.refused is not None and when == "setup":
+            raise pytest.fail.Exception(self._run.refused, pytrace=False)
         failing = self._judge(item, when)
         if failing and getattr(item, "_excinfo", None):  # unittest keeps a test's own errors there
             item.add_report_section(when, "stall", "\n\n".join(failing))
@@ -436,18 +439,12 @@ def _in_context(seen: Seen, context: str | None) -> Seen:
 
 
 def _allowance(item: pytest.Item) -> str | None:
-    """The reason why a test may block.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """The reason why a test may block; empty where it has a marker without one."""
     marker = item.get_closest_marker("allow_stalls")
     if marker is None:
         return None
     reason = marker.args[0] if marker.args else marker.kwargs.get("reason")
-    if not isinstance(reason, str) or not reason.strip():
-        raise pytest.UsageError(f"marker allow_stalls of {item.nodeid} needs a reason in words")
-    return reason
+    return reason.strip() if isinstance(reason, str) else ""
 
 
 def _seconds_of(marker: pytest.Mark) -> Any:

@@ -60,7 +60,9 @@ class Baseline:
         return cls(longest)
 
     def text(self) -> str:
-        lines = [f"{key.function} {key.call} {self.longest[key]:.3f}" for key in sorted(self.longest)]
+        lines = [
+            f"{key.function} {key.call} {self.longest[key]:.3f}" for key in sorted(self.longest)
+        ]
         return "\n".join([_HEADER, *lines, ""])
 
     def standing(self, key: Known, seconds: float) -> Standing:

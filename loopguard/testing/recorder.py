@@ -25,7 +25,7 @@ _FROM_ENVIRONMENT = ("IN_APP", "IGNORE", "PROBE", "SOURCE")
 class Recorder:
     """Collects every stall of this process while it is started.
 
-    `budget` in seconds; `jsonl` is a file that each record is appended to.
+    `budget` in seconds; `jsonl` is a file that each record is appended to; `brief` where many short loops are run.
 
     Raises:
         ConfigError: the budget is no number of seconds within the limits, or the file cannot be written.
@@ -36,6 +36,7 @@ class Recorder:
         budget: float,
         root: Path | None = None,
         jsonl: Path | None = None,
+        brief: bool = False,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         environ = os.environ if environ is None else environ
@@ -47,6 +48,7 @@ class Recorder:
                 {name: environ[name] for name in names if name in environ},
             ),
             subscriptions=[Subscription("tests", self._note)],
+            brief=brief,
         )
         self.evidence = run_delay_works(threading.get_native_id())
 

@@ -9,7 +9,9 @@ from loopguard.record import Stall
 
 Outcome = Literal["fails", "warns", "passes"]
 
-_DEBUGGERS = frozenset({"bdb", "debugpy", "ipdb", "pdb", "pdbpp", "pudb", "pydevd", "_pydevd_bundle"})
+_DEBUGGERS = frozenset(
+    {"bdb", "debugpy", "ipdb", "pdb", "pdbpp", "pudb", "pydevd", "_pydevd_bundle"}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,7 @@ from loopguard.testing.verdict import Seen, limit_of
 def headline(stall: Stall, budget: float) -> str:
     """One line: place, seconds, budget, call and function."""
     place, by = _place(stall), _by(stall)
-    blocked = (
-        f"event loop blocked {stall.duration:.3f} s (budget {limit_of(stall, budget):.3f} s)"
-    )
+    blocked = f"event loop blocked {stall.duration:.3f} s (budget {limit_of(stall, budget):.3f} s)"
     return printable(f"{place}{blocked}{by}")
 
 

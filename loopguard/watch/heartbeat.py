@@ -65,8 +65,25 @@ class Watching:
     delays: Delays
 
 
+class Earlier(NamedTuple):
+    """A run that has gone on for a while: whose it is, what was noted as it began, and the tools for its thread.
+
+    Times in nanoseconds, as in `Heartbeat`.
+    """
+
+    subject: Subject
+    began_ns: int
+    cpu_ns: int
+    gc_ns: int
+    delay_ns: int | None
+    probe: ProbeTimer | None
+    run_delay: RunDelay
+
+
 class Heartbeat:
     """Beats on one loop, from one start of it to its stop. All methods are called on that loop's thread.
+
+    It may be made by the watchdog, for a run that has lasted: an `earlier` one.
 
     `subject`, `stopped`, `last_ns` and `due_ns` are written there and read by the watchdog; `late` is filled there and emptied
     by the watchdog. Each is replaced in one step, so the GIL is lock enough.
@@ -77,6 +94,7 @@ class Heartbeat:
         loop: asyncio.AbstractEventLoop,
         alarm: Alarm,
         shared: Watching,
+        earlier: Earlier | None = None,
     ) -> None:
         self.loop = loop
         self.alarm = alarm
@@ -86,13 +104,8 @@ class Heartbeat:
         self.due_ns = 0
         self.watched_ns = 0
         self.stopped = False
-        self.thread_id = threading.get_ident()
-        self.began = Spent(monotonic_ns(), thread_time_ns())
         self._shared = shared
-        self._native_id = threading.get_native_id()
         self._ring: Ring | None = shared.delays.ring()
-        self.probe = self._new_probe(threading.get_native_id())
-        self._run_delay = RunDelay(threading.get_native_id())
         self._cpu_ns = 0
         self._gc_ns = 0
         self._switches = 0
@@ -102,6 +115,13 @@ class Heartbeat:
         # An empty context of our own: the user's contextvars are not ours to keep alive.
         self._context = Context()
         self._begun = False
+        if earlier is not None:
+            self._go_on(earlier)
+            return
+        self.thread_id, self._native_id = threading.get_ident(), threading.get_native_id()
+        self.began = Spent(monotonic_ns(), thread_time_ns())
+        self.probe = self._new_probe(self._native_id)
+        self._run_delay = RunDelay(self._native_id)
         self._handle: asyncio.Handle = loop.call_soon(self._first, context=self._context)
         # Only then are we told of its stop.
         self.told_of_stop = not loop.is_running()
@@ -111,6 +131,19 @@ class Heartbeat:
             self.subject = self._describe(*base)
             self._note(monotonic_ns())
             self.alarm.arm(self.due_ns + self._shared.pace.slack_ns)
+
+    def _go_on(self, earlier: Earlier) -> None:
+        """Take up a run as if it had been watched since it began. On the watchdog, with the GIL all the while."""
+        self.subject = earlier.subject
+        self.thread_id, self._native_id = earlier.subject.thread_id, earlier.subject.native_id
+        self.began = Spent(earlier.began_ns, earlier.cpu_ns)
+        self.last_ns = earlier.began_ns
+        self.due_ns = earlier.began_ns + self._shared.pace.interval_ns
+        self._cpu_ns, self._gc_ns = earlier.cpu_ns, earlier.gc_ns
+        self._delay_ns = earlier.delay_ns
+        self.probe, self._run_delay = earlier.probe, earlier.run_delay
+        self.told_of_stop = True
+        self._handle = self.loop.call_soon_threadsafe(self._first, context=self._context)
 
     def stop(self) -> None:
         """The loop stops to run, or is watched no longer. Leaves nothing on it."""
@@ -179,6 +212,7 @@ class Heartbeat:
         elif self.is_overdue:
             # The callback that began before the first beat still runs: it has held the loop until now.
             now = monotonic_ns()
+            self._count(now)
             self.late.append(self.overdue(now, thread_time_ns()))
             self._note(now)
             self.alarm.arm(1)

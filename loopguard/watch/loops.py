@@ -65,13 +65,16 @@ class LoopHook:
         return run_watched
 
 
-def foreseen_base(loop: asyncio.AbstractEventLoop) -> tuple[int, CodeType] | None:
+def foreseen_base(
+    loop: asyncio.AbstractEventLoop, frame: FrameType | None = None
+) -> tuple[int, CodeType] | None:
     """The depth and the code of the loop's own innermost frame, once it runs: what stands above it is the callback.
 
     None where no `run_watched` is about to run it, or for a loop of unknown make. The first callback may hold the loop
     before anything of ours runs on it, so this must be known before; whoever relies on it compares, once it runs.
+    `frame` is the innermost of the loop's thread, where that is not this one.
     """
-    frame: FrameType | None = sys._getframe()
+    frame = sys._getframe() if frame is None else frame
     while frame is not None and frame.f_code.co_qualname != _RUN_WATCHED:
         frame = frame.f_back
     if frame is None:

@@ -23,6 +23,7 @@ from loopguard.capture.probed import TICK_NS
 from loopguard.evidence import Held, Incident, LateBeat, Look
 from loopguard.lasting import LastingThread
 from loopguard.record import Phase
+from loopguard.watch.brief import BriefRuns
 from loopguard.watch.detector import find_congestion, find_stalls
 from loopguard.watch.heartbeat import Heartbeat, Pace, Watching
 from loopguard.watch.kept_waiting import share, what_went_on, with_what_went_on
@@ -115,6 +116,7 @@ class Watchdog:
         self._surroundings = surroundings
         self._box = box
         self._watches: dict[Alarm, _Watch] = {}
+        self._brief = BriefRuns(alarms, shared)
         self._watched_ns = 0
         self._paused = False
         self._resumed_ns = 0
@@ -143,6 +145,7 @@ class Watchdog:
         self._alarms.close()
         if self._own_delay is not None:
             self._own_delay.close()
+        self._brief.abandon()
         for watch in self._watches.values():
             watch.heart.abandon()
         self._watches.clear()
@@ -156,6 +159,24 @@ class Watchdog:
         self._watches[heart.alarm] = watch = _Watch(heart)
         self._prepare(watch)
         return heart
+
+    def note(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
+        """Watch a loop that is about to run, if it lasts; returns what ends that. On the loop's thread."""
+        return self._brief.begin(loop) or self.begin(loop).stop
+
+    @property
+    def at_work(self) -> bool:
+        """Whether any loop is watched closely, or should be. If none is, and it has not woken, nothing was found."""
+        return bool(self._watches) or self.behind
+
+    @property
+    def behind(self) -> bool:
+        """Whether a loop has run for a while unseen; that is over in a moment."""
+        return self._brief.unseen()
+
+    def close_brief(self) -> None:
+        """Once no loop is to be noted any more."""
+        self._brief.close()
 
     def set_budget(self, budget_ns: int, congestion_ns: int) -> None:
         self.budget_ns = budget_ns
@@ -232,6 +253,8 @@ class Watchdog:
 
         gone_off = self._alarms.wait()
         self.looks += 1
+        if self._brief.alarm in gone_off:
+            gone_off += self._take_up()
         for alarm in gone_off:
             watch = self._watches.get(alarm)
             if watch is None:
@@ -247,6 +270,14 @@ class Watchdog:
                 self._tell_early(watch, watch.looks[-1])
             self._judge(watch, waited)
             self._plan(alarm, watch)
+
+    def _take_up(self) -> list[Alarm]:
+        """Give the runs that last their heartbeats; those may be overdue already."""
+        hearts = self._brief.lasting()
+        for heart in hearts:
+            self._watches[heart.alarm] = watch = _Watch(heart)
+            self._prepare(watch)
+        return [heart.alarm for heart in hearts]
 
     def _look(self, watch: _Watch) -> list[Look]:
         """A look, if the loop is overdue. Nothing here may let the GIL go before it."""
