@@ -12,7 +12,6 @@ from contextlib import suppress
 from contextvars import Context
 from dataclasses import asdict
 from functools import partial
-from time import monotonic
 from types import TracebackType
 from typing import Any, Protocol
 from weakref import WeakSet
@@ -30,6 +29,7 @@ from loopguard.capture.others import OtherThreads
 from loopguard.capture.probe import new_probe
 from loopguard.capture.requests import RequestTable
 from loopguard.capture.threadpool import ThreadLimiters
+from loopguard.clock import monotonic
 from loopguard.config import Config
 from loopguard.evidence import ActiveRequest, Held, Incident, RawFrame
 from loopguard.explain.explainer import Explainer, severity_of

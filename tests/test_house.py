@@ -18,7 +18,7 @@ pytestmark = pytest.mark.core
 ROOT = Path(__file__).parent.parent
 HOUSE = ROOT / "loopguard"
 
-DATA = {"record", "config", "evidence", "exempt"}
+DATA = {"record", "config", "evidence", "exempt", "clock"}
 ENGINE = {"capture", "explain", "watch", "tell"}
 
 # Which rooms each room may import from, besides itself. A room is a folder of `loopguard`, or a file beside them;
@@ -28,7 +28,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "record": set(),
     "config": {"record"},
     "evidence": {"record"},
-    "exempt": set(),
+    "clock": set(),
+    "exempt": {"clock"},
     "lasting": set(),
     "capture": DATA,
     "explain": DATA,

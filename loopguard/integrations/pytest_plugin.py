@@ -8,11 +8,11 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic_ns
 from typing import Any, Literal, TypedDict, overload
 
 import pytest
 
+from loopguard.clock import monotonic_ns
 from loopguard.config import ConfigError
 from loopguard.record import Stall
 from loopguard.testing import StallWarning

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field, replace
 from functools import partial
-from time import monotonic
 from typing import Protocol
 
+from loopguard.clock import monotonic
 from loopguard.evidence import Incident
 from loopguard.exempt import matches, reason_in
 from loopguard.lasting import LastingThread

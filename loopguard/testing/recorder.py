@@ -20,6 +20,7 @@ running_test: ContextVar[str | None] = ContextVar("loopguard_test", default=None
 
 # Of the variables of `install()` those that say how to look, not how closely or whom to tell.
 _FROM_ENVIRONMENT = ("IN_APP", "IGNORE", "PROBE", "SOURCE")
+_SIGNALS = ("log", "traces", "metrics")
 
 
 class Recorder:
@@ -44,7 +45,7 @@ class Recorder:
         self._seen: deque[Seen] = deque()
         self._guard = Guard(
             read_config(
-                {"budget": budget, "root": root, "jsonl": jsonl, "log": False, "traces": False},
+                {"budget": budget, "root": root, "jsonl": jsonl} | dict.fromkeys(_SIGNALS, False),
                 {name: environ[name] for name in names if name in environ},
             ),
             subscriptions=[Subscription("tests", self._note)],

@@ -11,11 +11,12 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from time import monotonic_ns, thread_time_ns
+from time import thread_time_ns
 
 from loopguard.capture.clocks import RunDelay
 from loopguard.capture.looks import Subject
 from loopguard.capture.probe import ProbeTimer
+from loopguard.clock import monotonic_ns
 from loopguard.watch.heartbeat import Earlier, Heartbeat, Watching
 from loopguard.watch.loops import foreseen_base
 from loopguard.watch.timer import Alarm, Alarms

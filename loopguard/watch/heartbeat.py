@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass, replace
-from time import monotonic_ns, thread_time_ns
+from time import thread_time_ns
 from types import CodeType
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from loopguard.capture.looks import Subject
 from loopguard.capture.others import OtherThreads
 from loopguard.capture.probe import Probe, ProbeTimer
 from loopguard.capture.stacks import depth_of
+from loopguard.clock import monotonic_ns
 from loopguard.evidence import LateBeat
 from loopguard.watch.delays import Delays, Ring
 from loopguard.watch.load import Spent

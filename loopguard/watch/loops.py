@@ -79,12 +79,23 @@ def foreseen_base(
         frame = frame.f_back
     if frame is None:
         return None
+    depth = depth_of(frame) + _hooks_inside(local(frame, "run_forever"))
     if is_uvloop(loop):
-        return depth_of(frame), frame.f_code
+        return depth, frame.f_code
     if isinstance(loop, asyncio.BaseEventLoop):
         # run_forever, _run_once, Handle._run
-        return depth_of(frame) + 3, asyncio.Handle._run.__code__
+        return depth + 3, asyncio.Handle._run.__code__
     return None
+
+
+def _hooks_inside(run_forever: Any) -> int:
+    """How many wrappers of other guards are inside of one: a test's guard stands around that of its application."""
+    count = 0
+    while getattr(run_forever, "__code__", None) is not None and (
+        run_forever.__code__.co_qualname == _RUN_WATCHED
+    ):
+        run_forever, count = run_forever.__wrapped__, count + 1
+    return count
 
 
 def running_base(loop: asyncio.AbstractEventLoop) -> tuple[int, CodeType] | None:

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from time import monotonic_ns
 from typing import NamedTuple, Protocol
 from uuid import uuid4
 
@@ -20,6 +19,7 @@ from loopguard.capture.clocks import RunDelay, voluntary_switches
 from loopguard.capture.looks import Observer
 from loopguard.capture.probe import Dump
 from loopguard.capture.probed import TICK_NS
+from loopguard.clock import monotonic_ns, unix_ns
 from loopguard.evidence import Held, Incident, LateBeat, Look
 from loopguard.lasting import LastingThread
 from loopguard.record import Phase
@@ -425,7 +425,7 @@ class Watchdog:
             loop=f"{kind.__module__}.{kind.__qualname__}",
             phase=phase,
             in_flight=in_flight,
-            wall_offset_ns=time.time_ns() - monotonic_ns(),
+            wall_offset_ns=unix_ns() - monotonic_ns(),
             throttled=self._throttling.since_noted(),
         )
 
