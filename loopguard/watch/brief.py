@@ -41,6 +41,7 @@ class _Station:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.heart: Heartbeat | None = None
         self.began_ns = self.cpu_ns = self.gc_ns = 0
+        self.armed = False
         self._shared = shared
 
     def begin(self, loop: asyncio.AbstractEventLoop, now: int) -> None:
@@ -64,6 +65,7 @@ class _Station:
         Not at each run, which would cost more than all the rest. Who arms it is the watchdog, and comes by to do so again
         long before that: where it is kept from it, native code keeps the GIL, in a loop or not.
         """
+        self.armed = cpu_ns != 0
         if self.probe is not None and self.heart is None:
             self.probe.arm(cpu_ns)
 
@@ -118,8 +120,9 @@ class BriefRuns:
             station = self._new_station()
         now = monotonic_ns()
         station.begin(loop, now)
-        if not self._asked:
+        if not (self._asked and station.armed):
             station.arm(self._shared.pace.probe_ns)
+        if not self._asked:
             self._ask(now)
         return station.end
 

@@ -446,6 +446,7 @@ class Watchdog:
             alarm.arm(overdue)
             self._arm_probe(heart, self._shared.pace.probe_ns)
             return
+        heart.nudge()
         age = now - watch.since_ns if watch.looks else 0
         gap = self.budget_ns // _OF_BUDGET if age < 2 * self.budget_ns else age // _OF_AGE
         watch.next_ns = now + max(gap, _QUICKEST_NS)
