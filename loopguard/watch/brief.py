@@ -1,7 +1,8 @@
 """Runs of loops that may be over at once: noted as they begin, and given a heartbeat only when they last.
 
-To begin a heartbeat and to end it takes ten times as long as a small test's loop; a suite has thousands of them. So
-the watchdog comes by twice in a budget, while loops are run at all, and takes up those that still run.
+To begin a heartbeat and to end it takes longer than a small test's loop; a suite has thousands of them. So one begins
+when a run has lasted for half a budget: on the loop itself, or where that is held on the watchdog, which comes by as
+often while loops are run at all.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import Context
 from time import thread_time_ns
 
 from loopguard.capture.clocks import RunDelay
@@ -28,7 +30,9 @@ class _Station:
     `loop` is the one that runs now. `lock` is for the moment in which a run ends or is taken up.
     """
 
-    def __init__(self, alarm: Alarm, shared: Watching) -> None:
+    def __init__(
+        self, alarm: Alarm, shared: Watching, adopt: Callable[[Heartbeat], object]
+    ) -> None:
         self.thread = threading.current_thread()
         self.thread_id = threading.get_ident()
         self.native_id = threading.get_native_id()
@@ -43,17 +47,41 @@ class _Station:
         self.began_ns = self.cpu_ns = self.gc_ns = 0
         self.armed = False
         self._shared = shared
+        self._adopt = adopt
+        self._context = Context()
+        self._handle: asyncio.TimerHandle | None = None
 
     def begin(self, loop: asyncio.AbstractEventLoop, now: int) -> None:
         self.began_ns = now
         self.cpu_ns = thread_time_ns()
         self.gc_ns = self._shared.collector_ns()
         self.loop = loop
+        interval = self._shared.pace.interval_ns / 1e9
+        self._handle = loop.call_later(interval, self._lasts, context=self._context)
+
+    def _lasts(self) -> None:
+        """On the loop, where it is not held: the first beat of many."""
+        try:
+            with self.lock:
+                heart = self.take_up() if self.heart is None else None
+            if heart is not None:
+                self._adopt(heart)
+                heart.join()
+        except Exception as error:
+            self._shared.trouble(error)
 
     def end(self) -> None:
-        with self.lock:
-            self.loop = None
+        """The loop has stopped. What has held it until then, and kept the watchdog from coming by, is told all the same."""
         try:
+            with self.lock:
+                overdue_ns = self.began_ns + self._shared.pace.interval_ns
+                overdue = monotonic_ns() - overdue_ns >= self._shared.pace.slack_ns
+                heart = self.take_up() if self.heart is None and overdue else None
+                self.loop = None
+            if heart is not None:
+                self._adopt(heart)
+            if self._handle is not None:
+                self._handle.cancel()
             if self.heart is not None:
                 self.heart.stop()
         except Exception as error:
@@ -70,7 +98,7 @@ class _Station:
             self.probe.arm(cpu_ns)
 
     def take_up(self) -> Heartbeat | None:
-        """A heartbeat for the run that goes on; None where it is about to begin or to end. On the watchdog."""
+        """A heartbeat for the run that goes on; None where it is about to begin or to end."""
         loop = self.loop
         base = None if loop is None else foreseen_base(loop, sys._current_frames()[self.thread_id])
         if loop is None or base is None:
@@ -99,7 +127,10 @@ class _Station:
 class BriefRuns:
     """The threads that run loops, and what runs on them now. `lasting` is called on the watchdog's thread."""
 
-    def __init__(self, alarms: Alarms, shared: Watching) -> None:
+    def __init__(
+        self, alarms: Alarms, shared: Watching, adopt: Callable[[Heartbeat], object]
+    ) -> None:
+        self._adopt = adopt
         self._alarms = alarms
         self._shared = shared
         self._stations: dict[int, _Station] = {}
@@ -123,6 +154,7 @@ class BriefRuns:
         if not (self._asked and station.armed):
             station.arm(self._shared.pace.probe_ns)
         if not self._asked:
+            station.delay_ns = station.run_delay.read()  # the watchdog has not come by for a while
             self._ask(now)
         return station.end
 
@@ -153,7 +185,7 @@ class BriefRuns:
                 if station.loop is None or not lasts:
                     station.delay_ns = station.run_delay.read()
                     continue
-                with suppress(RuntimeError, KeyError):  # the loop is closed, its thread has ended
+                with suppress(KeyError):  # its thread has ended
                     heart = station.take_up()
                     found += [heart] if heart is not None else []
         if active:
@@ -188,7 +220,7 @@ class BriefRuns:
         for thread_id, station in list(self._stations.items()):
             if not station.thread.is_alive():
                 self._discard(self._stations.pop(thread_id))
-        station = _Station(self._alarms.new(), self._shared)
+        station = _Station(self._alarms.new(), self._shared, self._adopt)
         self._stations[station.thread_id] = station
         return station
 

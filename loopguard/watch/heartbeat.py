@@ -148,7 +148,12 @@ class Heartbeat:
         self._delay_ns = earlier.delay_ns
         self.probe, self._run_delay = earlier.probe, earlier.run_delay
         self.told_of_stop = True
-        self._handle = self.loop.call_soon_threadsafe(self._first, context=self._context)
+        self._handle = asyncio.Handle(self._first, (), self.loop, self._context)
+
+    def join(self) -> None:
+        """Begin to beat on a run that was taken up. On the watchdog, and after its first look: this lets the GIL go."""
+        with suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(self._first, context=self._context)
 
     def stop(self) -> None:
         """The loop stops to run, or is watched no longer. Leaves nothing on it."""
@@ -236,6 +241,8 @@ class Heartbeat:
             self.alarm.arm(1)
 
     def _first(self) -> None:
+        if self.stopped:  # it ran on for so short a time only
+            return
         frame = sys._getframe(1)
         foreseen, self.subject = self.subject, self._describe(depth_of(frame), frame.f_code)
         self._begun = True

@@ -116,7 +116,7 @@ class Watchdog:
         self._surroundings = surroundings
         self._box = box
         self._watches: dict[Alarm, _Watch] = {}
-        self._brief = BriefRuns(alarms, shared)
+        self._brief = BriefRuns(alarms, shared, self._adopt)
         self._watched_ns = 0
         self._paused = False
         self._resumed_ns = 0
@@ -253,8 +253,8 @@ class Watchdog:
 
         gone_off = self._alarms.wait()
         self.looks += 1
-        if self._brief.alarm in gone_off:
-            gone_off += self._take_up()
+        taken_up = self._brief.lasting() if self._brief.alarm in gone_off else []
+        gone_off += [self._adopt(heart) for heart in taken_up]
         for alarm in gone_off:
             watch = self._watches.get(alarm)
             if watch is None:
@@ -270,14 +270,14 @@ class Watchdog:
                 self._tell_early(watch, watch.looks[-1])
             self._judge(watch, waited)
             self._plan(alarm, watch)
+        for heart in taken_up:
+            heart.join()
 
-    def _take_up(self) -> list[Alarm]:
-        """Give the runs that last their heartbeats; those may be overdue already."""
-        hearts = self._brief.lasting()
-        for heart in hearts:
-            self._watches[heart.alarm] = watch = _Watch(heart)
-            self._prepare(watch)
-        return [heart.alarm for heart in hearts]
+    def _adopt(self, heart: Heartbeat) -> Alarm:
+        """Watch a run that has lasted; it may be overdue already. On its thread, or the watchdog's."""
+        self._watches[heart.alarm] = watch = _Watch(heart)
+        self._prepare(watch)
+        return heart.alarm
 
     def _look(self, watch: _Watch) -> list[Look]:
         """A look, if the loop is overdue. Nothing here may let the GIL go before it."""
