@@ -112,7 +112,7 @@ class Heartbeat:
         self._ring: Ring | None = shared.delays.ring()
         self._cpu_ns = 0
         self._gc_ns = 0
-        self._switches = 0
+        self._switches: int | None = None  # not known of a run that was taken up, until it beats
         self._beats = 0
         self._nudged_ns = 0
         self._delay_ns: int | None = None
@@ -236,7 +236,7 @@ class Heartbeat:
             # The callback that began before the first beat still runs: it has held the loop until now.
             now = monotonic_ns()
             self._count(now)
-            self.late.append(self.overdue(now, thread_time_ns()))
+            self.late.append(self._late(now))
             self._note(now)
             self.alarm.arm(1)
 
@@ -332,7 +332,7 @@ class Heartbeat:
         frames, own = sys._current_frames(), threading.get_ident()
         del frames[own]  # this one, which holds `frames`
         other = self._shared.others.in_the_way(frames, own, now - self.due_ns)
-        switches = voluntary_switches() - self._switches
+        switches = None if self._switches is None else voluntary_switches() - self._switches
         return replace(self.overdue(now, thread_time_ns()), switches=switches, other=other)
 
     def overdue(self, now: int, cpu_ns: int | None) -> LateBeat:
