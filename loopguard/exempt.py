@@ -7,9 +7,10 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import Context, ContextVar
 from fnmatch import fnmatchcase
-from time import monotonic_ns
 from types import TracebackType
 from typing import ParamSpec, TypeVar, cast
+
+from loopguard.clock import monotonic_ns
 
 P = ParamSpec("P")
 R = TypeVar("R")

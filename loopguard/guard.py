@@ -7,13 +7,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from contextvars import Context
 from dataclasses import asdict
 from functools import partial
-from time import monotonic
 from types import TracebackType
 from typing import Any, Protocol
+from weakref import WeakSet
 
 from loopguard.black_box.box import BlackBox
 from loopguard.black_box.remains import Head
@@ -29,6 +30,7 @@ from loopguard.capture.others import OtherThreads
 from loopguard.capture.probe import new_probe
 from loopguard.capture.requests import RequestTable
 from loopguard.capture.threadpool import ThreadLimiters
+from loopguard.clock import monotonic
 from loopguard.config import Config
 from loopguard.evidence import ActiveRequest, Held, Incident, RawFrame
 from loopguard.explain.explainer import Explainer, severity_of
@@ -47,7 +49,7 @@ from loopguard.tell.spans import Spans
 from loopguard.watch.delays import Delays
 from loopguard.watch.heartbeat import Heartbeat, Pace, Watching
 from loopguard.watch.load import Load
-from loopguard.watch.loops import LoopHook
+from loopguard.watch.loops import LoopHook, loops_elsewhere
 from loopguard.watch.timer import Alarms, new_alarms
 from loopguard.watch.watchdog import Watchdog
 
@@ -66,11 +68,16 @@ class App(Protocol):
 class Guard:
     """Watches the event loops of this process. Made by `loopguard.install()`.
 
-    Usable as a context manager, which uninstalls at its end.
+    Usable as a context manager, which uninstalls at its end. `subscriptions` hear of stalls beside what the options
+    name; `brief` is for a process that runs many loops, each for a moment only.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self, config: Config, subscriptions: Sequence[Subscription] = (), brief: bool = False
+    ) -> None:
         self._config = config
+        self._brief = brief
+        self._subscriptions = subscriptions
         self._apps: list[App] = []
         self._engine: _Engine | None = None
         self._hook = LoopHook(self._begin)
@@ -82,12 +89,13 @@ class Guard:
     def start(self, on_uninstall: Callable[[], None], with_next_loop: bool = False) -> None:
         """Begin to watch, or be dormant until a loop runs; does nothing where the option `enabled` is off."""
         self._on_uninstall = on_uninstall
+        _started.add(self)
         if self._config.enabled and with_next_loop:
             self._dormant = True
             self._hook.install()
         elif self._config.enabled:
             # The threads first: where the system grants none, nothing is patched yet.
-            self._engine = _Engine(self._config, self._apps)
+            self._engine = _Engine(self._config, self._apps, self._subscriptions, self._brief)
             self._engine.start()
             self._hook.install()
             self._foresee_farewell()
@@ -102,6 +110,11 @@ class Guard:
         """A failure of our own: counted, and each kind of it said once."""
         if self._engine is not None:
             self._engine.reporter.trouble(error)
+
+    def join(self, timeout: float = 1.0) -> None:
+        """Watch also the loops that run on other threads already; waits for those, `timeout` seconds at most."""
+        if self._engine is not None:
+            self._engine.join(timeout)
 
     @property
     def stalls(self) -> tuple[Stall, ...]:
@@ -169,6 +182,14 @@ class Guard:
         """Wait until every stall that has ended is told; False where that took longer than `timeout` seconds."""
         return self._engine is None or self._engine.flush(timeout)
 
+    def catch_up(self, timeout: float = 1.0) -> bool:
+        """Wait until every stall that began before this call is told, also one that its loop has yet to notice.
+
+        What holds the loop that this is called on counts until now. False where that took longer than `timeout` seconds,
+        as where another thread's loop is still held.
+        """
+        return self._engine is None or self._engine.catch_up(timeout)
+
     def uninstall(self) -> None:
         """Stop, and leave nothing behind: no thread, timer, middleware, callback or patch."""
         self._end()
@@ -185,6 +206,7 @@ class Guard:
             self._engine.stop(exiting)  # the last stalls still want their routes
         self._apps.clear()
         self._dormant = False
+        _started.discard(self)
         if self._farewell is not None:
             self._farewell.cancel()
             self._farewell = None
@@ -219,7 +241,7 @@ class Guard:
     def revive(self) -> None:
         """Begin to watch, if dormant."""
         if self.dormant:
-            self._engine = _Engine(self._config, self._apps)
+            self._engine = _Engine(self._config, self._apps, self._subscriptions, self._brief)
             for app in self._apps:
                 self._engine.follow(app)
             self._engine.start()
@@ -257,8 +279,15 @@ class Guard:
 class _Engine:
     """All parts of a running guard, wired together."""
 
-    def __init__(self, config: Config, apps: list[App]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        apps: list[App],
+        subscriptions: Sequence[Subscription],
+        brief: bool,
+    ) -> None:
         self._apps = apps
+        self._brief = brief
         self._config = config
         self._identity = Identity()
         self._requests = RequestTable()
@@ -269,6 +298,8 @@ class _Engine:
         self._standing = Ownership(config.in_app)
         self._running = False
         self._ending = threading.Event()
+        self._caught_up_at = 0
+        self._given_up: set[int] = set()
         native_id = threading.get_native_id()
         self._evidence = {
             "thread_cpu": thread_cpu_works(),
@@ -287,7 +318,7 @@ class _Engine:
         self._metrics = self._new_metrics() if config.metrics else None
         self.reporter = Reporter(
             self._explainer().explain,
-            self._subscriptions(),
+            [*self._own_subscriptions(), *subscriptions],
             config.ignore,
             config.log,
             keep=None if self._box is None else self._box.keep,
@@ -363,6 +394,7 @@ class _Engine:
         self.watchdog.stop()
         for heart in hearts:
             heart.give_up_probe()  # one that goes off after this would find nobody
+        self.watchdog.close_brief()
         if self._probe is not None:
             self._probe.close()
         self._ending.set()
@@ -401,6 +433,43 @@ class _Engine:
         until = monotonic() + timeout
         return self.watchdog.settle(timeout) and self.reporter.flush(max(0.0, until - monotonic()))
 
+    def join(self, timeout: float) -> None:
+        loops = loops_elsewhere()
+        for loop in loops:
+            with suppress(RuntimeError):  # it has been closed since
+                loop.call_soon_threadsafe(self.begin, loop)
+        until = monotonic() + timeout
+        while not {loop for loop in loops if loop.is_running()} <= {
+            heart.loop for heart in self.watchdog.hearts
+        }:
+            if monotonic() > until:
+                return
+            time.sleep(_MOMENT / 5)
+
+    def catch_up(self, timeout: float) -> bool:
+        looks = self.watchdog.looks
+        if looks == self._caught_up_at and not self.watchdog.at_work:
+            return True
+        until = monotonic() + timeout
+        while self.watchdog.behind and monotonic() < until:
+            time.sleep(_MOMENT / 5)
+        for heart in self.watchdog.hearts:
+            if heart.on_this_thread:
+                heart.renew()
+        while overdue := {
+            heart.last_ns
+            for heart in self.watchdog.hearts
+            if heart.is_overdue and heart.last_ns not in self._given_up
+        }:
+            if monotonic() > until:
+                self._given_up = overdue  # none is waited for twice
+                break
+            time.sleep(_MOMENT / 5)
+        told = self.flush(max(0.0, until - monotonic()))
+        if told:
+            self._caught_up_at = looks
+        return told
+
     def stats(self) -> dict[str, int | float]:
         counts = asdict(self.reporter.counts)
         del counts["exempt_by_reason"]
@@ -417,6 +486,8 @@ class _Engine:
     def begin(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
         """Watch a loop, on its own thread; returns what ends that. Never raises: the loop is the user's."""
         try:
+            if self._brief and not loop.is_running():
+                return self.watchdog.note(loop)
             heart = self.watchdog.begin(loop)
             if self._box is not None:
                 self._box.watches(_name_of(type(loop)), threading.current_thread().name)
@@ -469,7 +540,7 @@ class _Engine:
         except Exception as error:
             self.reporter.trouble(error)
 
-    def _subscriptions(self) -> list[Subscription]:
+    def _own_subscriptions(self) -> list[Subscription]:
         """JSONL first: it is the quickest and outlives the process."""
         config, all_of_them = self._config, []
         if config.jsonl is not None:
@@ -627,11 +698,38 @@ def _nothing() -> None:
 
 def _on_its_thread(heart: Heartbeat, act: Callable[[], None]) -> None:
     """Act where a heartbeat's handles may be touched: at once on its own thread, else as soon as that is free."""
-    subject = heart.subject
-    if subject is None or subject.thread_id == threading.get_ident():
+    if heart.subject is None or heart.on_this_thread:
         act()
         return
     try:
         heart.loop.call_soon_threadsafe(act)
     except RuntimeError:
         act()  # the loop is closed
+
+
+# Of a process that forks. One is installed; those of tests come and go beside it.
+_started: WeakSet[Guard] = WeakSet()
+
+
+def _before_fork() -> None:
+    for guard in list(_started):
+        guard.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for guard in list(_started):
+        guard.after_fork()
+
+
+def _after_fork_in_child() -> None:
+    """A child has none of our threads: it is guarded from when it runs a loop."""
+    for guard in list(_started):
+        guard.fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

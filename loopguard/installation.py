@@ -158,30 +158,14 @@ def uninstall() -> None:
         _installed.guard.uninstall()
 
 
-def _before_fork() -> None:
-    if _installed is not None:
-        _installed.guard.before_fork()
-
-
-def _after_fork_in_parent() -> None:
-    if _installed is not None:
-        _installed.guard.after_fork()
-
-
 def _after_fork_in_child() -> None:
-    """A child has none of our threads: it is guarded from when it runs a loop. Its locks are its own."""
+    """A child's locks are its own."""
     global _lock
     _lock = threading.RLock()
-    if _installed is not None:
-        _installed.guard.fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=_after_fork_in_parent,
-        after_in_child=_after_fork_in_child,
-    )
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _forget(guard: Guard) -> None:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.core
 ROOT = Path(__file__).parent.parent
 HOUSE = ROOT / "loopguard"
 
-DATA = {"record", "config", "evidence", "exempt"}
+DATA = {"record", "config", "evidence", "exempt", "clock"}
 ENGINE = {"capture", "explain", "watch", "tell"}
 
 # Which rooms each room may import from, besides itself. A room is a folder of `loopguard`, or a file beside them;
@@ -28,7 +28,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "record": set(),
     "config": {"record"},
     "evidence": {"record"},
-    "exempt": set(),
+    "clock": set(),
+    "exempt": {"clock"},
     "lasting": set(),
     "capture": DATA,
     "explain": DATA,
@@ -36,10 +37,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tell": DATA | {"lasting"},
     "black_box": DATA | {"capture", "explain", "tell"},
     "guard": DATA | ENGINE | {"black_box", "lasting"},
+    "testing": DATA | {"capture", "guard", "tell"},
     "integrations.asgi": DATA | {"capture", "explain", "guard"},
     "integrations.served": set(),
     "installation": DATA | {"guard", "integrations.asgi", "integrations.served"},
-    "integrations": DATA | {"installation"},
+    "integrations": DATA | {"installation", "testing"},
     "loopguard": DATA | {"guard", "installation"},
     "diagnosis": DATA | {"black_box", "capture", "guard", "integrations.asgi", "watch"},
     "cli": DATA | {"tell", "loopguard", "diagnosis"},
@@ -55,6 +57,7 @@ PURE = (
     *("record.py", "evidence.py", "config.py", "tell/limits.py"),
     *("tell/pending.py", "tell/attributes.py"),
     *("black_box/remains.py", "black_box/rebuild.py"),
+    *("testing/verdict.py", "testing/words.py", "testing/windows.py", "testing/baseline.py"),
 )
 IMPURE = {
     *("asyncio", "concurrent", "ctypes", "multiprocessing", "select", "signal", "socket"),

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import compress
-from time import monotonic_ns
 from typing import Any
 
 from loopguard.capture.contexts import of_task
 from loopguard.capture.requests import Entry, Key, RequestTable
 from loopguard.capture.streaming import is_open_connection
 from loopguard.capture.tasks import Future, Task, tasks_of, waits_for
+from loopguard.clock import monotonic_ns
 from loopguard.evidence import ActiveRequest, Arrival, Crossing, InFlight
 
 # So many tasks are gone through at a time, with some rest in between in which the loop gets the GIL.

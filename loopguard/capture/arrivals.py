@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
-from time import monotonic_ns
 from typing import Any
 from weakref import ref as reference
 
 from loopguard.capture.sockets import since_last_data_ns
+from loopguard.clock import monotonic_ns
 from loopguard.evidence import ActiveRequest, Arrival, Scope
 
 _REMEMBERED = 4_000

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from time import monotonic_ns
 from typing import Any
+
+from loopguard.clock import monotonic_ns
 
 
 class CollectorClock:

@@ -7,12 +7,12 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from itertools import pairwise
-from time import monotonic_ns
 from types import CoroutineType, FrameType
 from typing import Any
 from weakref import ref as reference
 
 from loopguard.capture.variables import local
+from loopguard.clock import monotonic_ns
 from loopguard.evidence import Held, RawFrame
 from loopguard.record import Phase
 

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
-from time import monotonic_ns
 from types import CodeType, CoroutineType, FrameType
 from typing import Any
 
@@ -21,6 +20,7 @@ from loopguard.capture.others import KEPT_WAITING_NS, OtherThreads
 from loopguard.capture.owners import owner_of
 from loopguard.capture.probe import Dump
 from loopguard.capture.resolve import Standing
+from loopguard.clock import monotonic_ns
 from loopguard.evidence import ActiveRequest, Iteration, Look, RawFrame, Through, Wait
 
 _HEARTBEAT = "loopguard.watch.heartbeat"

@@ -15,11 +15,11 @@ import re
 import signal
 import sys
 import threading
-import time
 from typing import Any, NamedTuple
 
 from loopguard.capture.clocks import thread_clock
 from loopguard.capture.timer_spec import TimerSpec
+from loopguard.clock import monotonic_ns, unix_ns
 
 _SIGEV_THREAD_ID = 4  # linux/signal.h
 _POINTER = ctypes.sizeof(ctypes.c_void_p)
@@ -125,8 +125,8 @@ class Probe:
         os.lseek(self._file, 0, os.SEEK_SET)
         os.ftruncate(self._file, 0)
         # The file's own time is coarse: to within a tick of the kernel.
-        written_ns = status.st_mtime_ns - (time.time_ns() - time.monotonic_ns())
-        return parse(text, min(written_ns, time.monotonic_ns()))
+        written_ns = status.st_mtime_ns - (unix_ns() - monotonic_ns())
+        return parse(text, min(written_ns, monotonic_ns()))
 
     def close(self) -> None:
         """Give everything back. All timers must be deleted by now.

@@ -42,7 +42,9 @@ class RequestTable:
         """How many requests have begun until now."""
         return int(repr(self._count).removeprefix("count(").removesuffix(")"))
 
-    def follower(self) -> Callable[[Scope, Coroutine[Any, Any, None]], None]:
+    def follower(
+        self, now: Callable[[], int] = monotonic_ns
+    ) -> Callable[[Scope, Coroutine[Any, Any, None]], None]:
         """What notes that a coroutine serves the request of a scope, until it is gone.
 
         On the hot path of each request: a closure, since a method looks everything up anew.
@@ -52,7 +54,7 @@ class RequestTable:
 
         def follow(scope: Scope, coroutine: Coroutine[Any, Any, None]) -> None:
             key = reference(coroutine, forget)
-            live[key] = (scope, monotonic_ns(), copy_context())
+            live[key] = (scope, now(), copy_context())
             enter(key)
             next(count)
 

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import structlog
-
 from loopguard.record import Holder, Severity, Stall
 from loopguard.tell.jsonl import json_line
 from loopguard.tell.logs_signal import emit_unless_logged
@@ -103,7 +101,7 @@ def _written(
     level: Severity, event: str, values: dict[str, object], logger: logging.Logger
 ) -> object:
     """Write the event; gives the logger that it came to in the end, None for stderr."""
-    if structlog.is_configured():
+    if _structlog_is_configured():
         innermost = _innermost_logger()
         if _by_structlog(innermost, level, event, values):
             return innermost
@@ -112,6 +110,12 @@ def _written(
         return None
     logger.log(_LEVELS[level], event, extra=values)
     return logger
+
+
+def _structlog_is_configured() -> bool:
+    """Whose user has not imported it has not configured it; to import it takes longer than all of this package."""
+    structlog = sys.modules.get("structlog")
+    return structlog is not None and bool(structlog.is_configured())
 
 
 def _by_structlog(innermost: Any, level: Severity, event: str, values: dict[str, object]) -> bool:
@@ -130,6 +134,8 @@ def _bound_logger(innermost: Any, level: Severity) -> Any:
     structlog's `AsyncBoundLogger` cannot even be made here, for it asks for the running loop; what it wraps (as its
     `sync_bl`) is what it is replaced by.
     """
+    import structlog
+
     wrapper = structlog.get_config()["wrapper_class"]
     if inspect.iscoroutinefunction(getattr(wrapper, level, None)):
         wrapper = structlog.stdlib.BoundLogger
@@ -137,6 +143,8 @@ def _bound_logger(innermost: Any, level: Severity) -> Any:
 
 
 def _innermost_logger() -> Any:
+    import structlog
+
     factory = structlog.get_config()["logger_factory"]
     try:
         return factory(LOGGER)

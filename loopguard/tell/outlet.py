@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
 
+from loopguard.clock import monotonic
 from loopguard.lasting import LastingThread
 
 LONGEST_QUEUE = 1000

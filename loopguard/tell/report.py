@@ -16,7 +16,8 @@ class Report:
 
     `context` is a copy of the blocked code's context (never the live one): whatever a sink runs in it sees the
     user's contextvars and the active span, and changes nothing of theirs. `started_ns` and `ended_ns` are unix
-    nanoseconds, `error_ns` how far off the start may be. `allowed` is whether the limits let it into the log,
+    nanoseconds, `error_ns` how far off the start may be; `began_ns` is the start by CLOCK_MONOTONIC, `withheld_ns` for
+    how long at most the loop's thread was ready to run without getting a CPU, None where unknown. `allowed` is whether the limits let it into the log,
     `thread_id` the identifier that Python gives the loop's thread (`threading.get_ident`), `request_context` a copy of the
     context that the blocked code's request began in: its own span is in there. `fatal`: it is told of a process that did
     not survive it, by another. `delays` are all requests that the stall delayed, as far as known by now; the record
@@ -32,6 +33,8 @@ class Report:
     thread_id: int | None = None
     request_context: Context | None = None
     fatal: bool = False
+    began_ns: int = 0
+    withheld_ns: int | None = None
     delays: tuple[StoodStill, ...] = ()
 
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field, replace
 from functools import partial
-from time import monotonic, monotonic_ns
 from typing import Protocol
 
+from loopguard.clock import monotonic, monotonic_ns
 from loopguard.evidence import Incident, StoodStill, Suffered
 from loopguard.exempt import matches, reason_in
 from loopguard.lasting import LastingThread
@@ -397,6 +397,8 @@ class Reporter:
             allowed=allowed,
             thread_id=incident.thread_id,
             request_context=explained.request_context,
+            began_ns=held.start_ns,
+            withheld_ns=held.beat.run_delay_ns,
             delays=delays,
         )
         for subscription, outlet in self._outlets:

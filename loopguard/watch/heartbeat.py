@@ -7,9 +7,10 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass, replace
-from time import monotonic_ns, thread_time_ns
+from time import thread_time_ns
 from types import CodeType
 from typing import NamedTuple
 
@@ -19,14 +20,17 @@ from loopguard.capture.looks import Subject
 from loopguard.capture.others import OtherThreads
 from loopguard.capture.probe import Probe, ProbeTimer
 from loopguard.capture.stacks import depth_of
+from loopguard.clock import monotonic_ns
 from loopguard.evidence import LateBeat
 from loopguard.watch.delays import Delays, Ring
 from loopguard.watch.load import Spent
-from loopguard.watch.loops import foreseen_base
+from loopguard.watch.loops import foreseen_base, running_base
 from loopguard.watch.timer import Alarm
 
 # To read the run delay takes 11 µs. Of beats that come in time every 16th does it: between them little can be withheld.
 _EVERY = 16
+# Seconds that a loop's clock may differ from ours.
+_ANOTHER_CLOCK = 1.0
 
 
 class Pace(NamedTuple):
@@ -68,8 +72,25 @@ class Watching:
     aftermath: Callable[[asyncio.AbstractEventLoop, int], RequestsAround | None]
 
 
+class Earlier(NamedTuple):
+    """A run that has gone on for a while: whose it is, what was noted as it began, and the tools for its thread.
+
+    Times in nanoseconds, as in `Heartbeat`.
+    """
+
+    subject: Subject
+    began_ns: int
+    cpu_ns: int
+    gc_ns: int
+    delay_ns: int | None
+    probe: ProbeTimer | None
+    run_delay: RunDelay
+
+
 class Heartbeat:
     """Beats on one loop, from one start of it to its stop. All methods are called on that loop's thread.
+
+    It may be made by the watchdog, for a run that has lasted: an `earlier` one.
 
     `subject`, `stopped`, `last_ns` and `due_ns` are written there and read by the watchdog; `late` is filled there and emptied
     by the watchdog, `aftermath` the other way round. Each is replaced in one step, so the GIL is lock enough.
@@ -80,6 +101,7 @@ class Heartbeat:
         loop: asyncio.AbstractEventLoop,
         alarm: Alarm,
         shared: Watching,
+        earlier: Earlier | None = None,
     ) -> None:
         self.loop = loop
         self.alarm = alarm
@@ -90,31 +112,52 @@ class Heartbeat:
         self.watched_ns = 0
         self.aftermath: RequestsAround | None = None
         self.stopped = False
-        self.thread_id = threading.get_ident()
-        self.began = Spent(monotonic_ns(), thread_time_ns())
         self._shared = shared
-        self._native_id = threading.get_native_id()
         self._ring: Ring | None = shared.delays.ring()
-        self.probe = self._new_probe(threading.get_native_id())
-        self._run_delay = RunDelay(threading.get_native_id())
         self._cpu_ns = 0
         self._gc_ns = 0
-        self._switches = 0
+        self._switches: int | None = None  # not known of a run that was taken up, until it beats
         self._beats = 0
+        self._nudged_ns = 0
         self._delay_ns: int | None = None
         self._noted: tuple[int, int] | None = None
         # An empty context of our own: the user's contextvars are not ours to keep alive.
         self._context = Context()
         self._begun = False
+        if earlier is not None:
+            self._go_on(earlier)
+            return
+        self.thread_id, self._native_id = threading.get_ident(), threading.get_native_id()
+        self.began = Spent(monotonic_ns(), thread_time_ns())
+        self.probe = self._new_probe(self._native_id)
+        self._run_delay = RunDelay(self._native_id)
         self._handle: asyncio.Handle = loop.call_soon(self._first, context=self._context)
         # Only then are we told of its stop.
         self.told_of_stop = not loop.is_running()
-        base = foreseen_base(loop) if self.told_of_stop else None
+        base = foreseen_base(loop) if self.told_of_stop else running_base(loop)
         if base is not None:
-            # The first callback is one of the user's, and may hold the loop.
+            # The first callback, or what is left of the one that runs now, is one of the user's and may hold the loop.
             self.subject = self._describe(*base)
             self._note(monotonic_ns())
             self.alarm.arm(self.due_ns + self._shared.pace.slack_ns)
+
+    def _go_on(self, earlier: Earlier) -> None:
+        """Take up a run as if it had been watched since it began. On the watchdog, with the GIL all the while."""
+        self.subject = earlier.subject
+        self.thread_id, self._native_id = earlier.subject.thread_id, earlier.subject.native_id
+        self.began = Spent(earlier.began_ns, earlier.cpu_ns)
+        self.last_ns = earlier.began_ns
+        self.due_ns = earlier.began_ns + self._shared.pace.interval_ns
+        self._cpu_ns, self._gc_ns = earlier.cpu_ns, earlier.gc_ns
+        self._delay_ns = earlier.delay_ns
+        self.probe, self._run_delay = earlier.probe, earlier.run_delay
+        self.told_of_stop = True
+        self._handle = asyncio.Handle(self._first, (), self.loop, self._context)
+
+    def join(self) -> None:
+        """Begin to beat on a run that was taken up. On the watchdog, and after its first look: this lets the GIL go."""
+        with suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(self._first, context=self._context)
 
     def stop(self) -> None:
         """The loop stops to run, or is watched no longer. Leaves nothing on it."""
@@ -162,13 +205,48 @@ class Heartbeat:
         self.stopped = True
         self._run_delay.close()
 
+    @property
+    def on_this_thread(self) -> bool:
+        return self.subject is not None and self.subject.thread_id == threading.get_ident()
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the loop runs and has not beaten in time. To be asked on another thread."""
+        late_ns = monotonic_ns() - self.due_ns
+        watched = self.subject is not None and not self.stopped and self.loop.is_running()
+        return watched and late_ns >= self._shared.pace.slack_ns
+
+    def nudge(self) -> None:
+        """Have it beat as soon as the loop is free, if the loop's own clock stands still: then no timer of it goes off.
+
+        On the watchdog, where a beat is overdue. That is so in tests which freeze time.
+        """
+        loop = self.loop
+        if self._nudged_ns == self.last_ns or not isinstance(loop, asyncio.BaseEventLoop):
+            return
+        if abs(loop.time() - monotonic_ns() / 1e9) > _ANOTHER_CLOCK:
+            self._nudged_ns = self.last_ns
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self.renew, context=self._context)
+
     def renew(self) -> None:
         """Beat now, and from now on at the new pace: the next beat was planned at the old one."""
-        if self._begun and not self.stopped:
+        if self.stopped or self.subject is None:
+            return
+        if self._begun:
             self._handle.cancel()
             self._beat()
+        elif self.is_overdue:
+            # The callback that began before the first beat still runs: it has held the loop until now.
+            now = monotonic_ns()
+            self._count(now)
+            self.late.append(self._late(now))
+            self._note(now)
+            self.alarm.arm(1)
 
     def _first(self) -> None:
+        if self.stopped:  # it ran on for so short a time only
+            return
         frame = sys._getframe(1)
         foreseen, self.subject = self.subject, self._describe(depth_of(frame), frame.f_code)
         self._begun = True
@@ -274,7 +352,7 @@ class Heartbeat:
         frames, own = sys._current_frames(), threading.get_ident()
         del frames[own]  # this one, which holds `frames`
         other = self._shared.others.in_the_way(frames, own, now - self.due_ns)
-        switches = voluntary_switches() - self._switches
+        switches = None if self._switches is None else voluntary_switches() - self._switches
         return replace(self.overdue(now, thread_time_ns()), switches=switches, other=other)
 
     def overdue(self, now: int, cpu_ns: int | None) -> LateBeat:

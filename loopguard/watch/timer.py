@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from loopguard.capture.timer_spec import TimerSpec
+from loopguard.clock import monotonic_ns
 
 
 class Alarm(Protocol):
@@ -151,7 +152,7 @@ class PollingAlarms:
 
     def wait(self) -> list[Alarm]:
         while not self._woken.wait(self._interval()):
-            now = time.monotonic_ns()
+            now = monotonic_ns()
             gone_off: list[Alarm] = [alarm for alarm in self._alarms if 0 < alarm.at_ns <= now]
             if gone_off:
                 for alarm in gone_off:

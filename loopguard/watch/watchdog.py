@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from time import monotonic_ns
 from typing import NamedTuple, Protocol
 from uuid import uuid4
 
@@ -20,9 +19,11 @@ from loopguard.capture.clocks import RunDelay, voluntary_switches
 from loopguard.capture.looks import Observer
 from loopguard.capture.probe import Dump
 from loopguard.capture.probed import TICK_NS
+from loopguard.clock import monotonic_ns, unix_ns
 from loopguard.evidence import Held, Incident, LateBeat, Look
 from loopguard.lasting import LastingThread
 from loopguard.record import Phase
+from loopguard.watch.brief import BriefRuns
 from loopguard.watch.detector import find_congestion, find_stalls
 from loopguard.watch.heartbeat import Heartbeat, Pace, Watching
 from loopguard.watch.kept_waiting import share, what_went_on, with_what_went_on
@@ -119,6 +120,7 @@ class Watchdog:
         self._surroundings = surroundings
         self._box = box
         self._watches: dict[Alarm, _Watch] = {}
+        self._brief = BriefRuns(alarms, shared, self._adopt)
         self._watched_ns = 0
         self._paused = False
         self._resumed_ns = 0
@@ -147,6 +149,7 @@ class Watchdog:
         self._alarms.close()
         if self._own_delay is not None:
             self._own_delay.close()
+        self._brief.abandon()
         for watch in self._watches.values():
             watch.heart.abandon()
         self._watches.clear()
@@ -160,6 +163,24 @@ class Watchdog:
         self._watches[heart.alarm] = watch = _Watch(heart)
         self._prepare(watch)
         return heart
+
+    def note(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
+        """Watch a loop that is about to run, if it lasts; returns what ends that. On the loop's thread."""
+        return self._brief.begin(loop) or self.begin(loop).stop
+
+    @property
+    def at_work(self) -> bool:
+        """Whether any loop is watched closely, or should be. If none is, and it has not woken, nothing was found."""
+        return bool(self._watches) or self.behind
+
+    @property
+    def behind(self) -> bool:
+        """Whether a loop has run for a while unseen; that is over in a moment."""
+        return self._brief.unseen()
+
+    def close_brief(self) -> None:
+        """Once no loop is to be noted any more."""
+        self._brief.close()
 
     def set_budget(self, budget_ns: int, congestion_ns: int) -> None:
         self.budget_ns = budget_ns
@@ -238,6 +259,8 @@ class Watchdog:
 
         gone_off = self._alarms.wait()
         self.looks += 1
+        taken_up = self._brief.lasting() if self._brief.alarm in gone_off else []
+        gone_off += [self._adopt(heart) for heart in taken_up]
         for alarm in gone_off:
             watch = self._watches.get(alarm)
             if watch is None:
@@ -254,6 +277,14 @@ class Watchdog:
                 self._tell_early(watch, watch.looks[-1])
             self._judge(watch, waited)
             self._plan(alarm, watch)
+        for heart in taken_up:
+            heart.join()
+
+    def _adopt(self, heart: Heartbeat) -> Alarm:
+        """Watch a run that has lasted; it may be overdue already. On its thread, or the watchdog's."""
+        self._watches[heart.alarm] = watch = _Watch(heart)
+        self._prepare(watch)
+        return heart.alarm
 
     def _look(self, watch: _Watch) -> list[Look]:
         """A look, if the loop is overdue. Nothing here may let the GIL go before it."""
@@ -418,7 +449,7 @@ class Watchdog:
             loop=f"{kind.__module__}.{kind.__qualname__}",
             phase=phase,
             in_flight=in_flight,
-            wall_offset_ns=time.time_ns() - monotonic_ns(),
+            wall_offset_ns=unix_ns() - monotonic_ns(),
             throttled=self._throttling.since_noted(),
         )
 
@@ -439,6 +470,7 @@ class Watchdog:
             alarm.arm(overdue)
             self._arm_probe(heart, self._shared.pace.probe_ns)
             return
+        heart.nudge()
         age = now - watch.since_ns if watch.looks else 0
         gap = self.budget_ns // _OF_BUDGET if age < 2 * self.budget_ns else age // _OF_AGE
         watch.next_ns = now + max(gap, _QUICKEST_NS)
