@@ -101,7 +101,9 @@ def test_the_kernel_tells_since_when_data_wait_however_receive_is_wrapped(
 
 @pytest.mark.core
 @pytest.mark.parametrize(
-    "receive", [None, 4711, print, lambda: None, Cycle(None).receive], ids=repr
+    "receive",
+    [None, 4711, print, lambda: None, Cycle(None).receive],
+    ids=["nothing", "number", "in C", "function", "method without one"],
 )
 def test_where_no_connection_is_found_it_is_not_known(receive: object) -> None:
     assert since_last_data_ns(receive) is None
