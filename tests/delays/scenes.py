@@ -118,7 +118,7 @@ def record_of(server: Server, truth: Row) -> Row:
     return found()[0]
 
 
-def spans_of(server: Server, record: Row) -> list[Row]:
+def spans_of(server: Server, record: Row, late: float = LATE) -> list[Row]:
     """All spans that were sent, once the stall's is among them and nothing more of it comes."""
 
     def of_stall(name: str) -> list[Row]:
@@ -132,7 +132,7 @@ def spans_of(server: Server, record: Row) -> list[Row]:
     seen = -1
     while len(of_stall("event_loop.delay")) > seen:
         seen = len(of_stall("event_loop.delay"))
-        time.sleep(LATE)
+        time.sleep(late)
     return read_rows(server.spans)
 
 

@@ -285,7 +285,7 @@ def test_of_a_long_backlog_the_record_says_that_it_is_not_complete_and_spans_nam
         asyncio.run(ask())
         truth = truth_of(server)
         record = record_of(server, truth)
-        spans = spans_of(server, record)
+        spans = spans_of(server, record, late=2.0)
     scene = Scene(culprit, {"queued": queued}, {}, truth, record, spans, [])
     scene.settle()
     sure = scene.waited["queued"]
@@ -294,7 +294,7 @@ def test_of_a_long_backlog_the_record_says_that_it_is_not_complete_and_spans_nam
     missed = [each.sent - truth["entered"] for each in sure if each.trace_id not in named]
     assert missed == []
     assert record["delayed_complete"] is False
-    assert record["delayed_requests"] < len(named)
+    assert record["delayed_requests"] <= len(named)
     assert len(record["delayed"]) == min(100, record["delayed_requests"])
 
 

@@ -141,7 +141,8 @@ def test_its_span_is_in_the_requests_trace_under_the_active_one_and_within_it(ru
     spans = run.spans
     for visit in run.visits if run.telemetry != "none" else ():
         assert visit.record is not None
-        [stall] = [row for row in spans.values() if row["stall_id"] == visit.record["id"]]
+        stalls = [row for row in spans.values() if row["name"] == STALL]
+        [stall] = [row for row in stalls if row["stall_id"] == visit.record["id"]]
         parent = active_since_before(visit, spans)
         assert stall["trace_id"] == visit.trace_id
         assert stall["parent_id"] == parent["span_id"]
