@@ -36,6 +36,7 @@ class BlackBox:
         self._open: set[str] = set()  # each step on it is one of the interpreter's
         self._written: set[str] = set()
         self._file, self._dump = files.make(directory)
+        self._head_end = 0
         self._outlet = Outlet("black_box", failed, close=self._remove)
         self._rewrite()
 
@@ -100,8 +101,11 @@ class BlackBox:
         over = self._written - self._open
         if not over:
             return
-        if self._written == over:
-            self._rewrite()
+        if self._written == over and self._file.ours:
+            os.ftruncate(
+                self._file.fd, self._head_end
+            )  # in one step: there is no moment without a head
+            self._written.clear()
             return
         for each in over:
             self._append(json_line({"ended": each}))
@@ -116,6 +120,7 @@ class BlackBox:
         if self._file.ours:
             os.ftruncate(self._file.fd, 0)
             self._append(json_line(asdict(self._head)))
+            self._head_end = os.fstat(self._file.fd).st_size
         self._written.clear()
 
     def _append(self, line: str) -> None:
