@@ -75,6 +75,13 @@ class BlackBox:
         self._open.discard(id)
         self._outlet.put(self._settle)
 
+    def set_aside(self) -> None:
+        """The application has ended, and its server may end the process by a signal: take the files away by then.
+
+        Should a stall come all the same, they are made anew, but for the probe's. Never blocks.
+        """
+        self._outlet.put(self._set_aside)
+
     def close(self, timeout: float) -> None:
         """Take the files away: this process has told all itself."""
         self._outlet.finish()
@@ -115,6 +122,10 @@ class BlackBox:
         if not self._written:
             self._make_sure()
             self._rewrite()
+
+    def _set_aside(self) -> None:
+        if not self._written:
+            files.remove(self._file)
 
     def _rewrite(self) -> None:
         if self._file.ours:
