@@ -519,6 +519,8 @@ class _Engine:
         try:
             await self._all_told()
             self.reporter.sum_up()
+            if self._box is not None:
+                self._box.set_aside()
             await self._all_told()
         except Exception as error:
             self.reporter.trouble(error)
@@ -536,6 +538,8 @@ class _Engine:
                 _on_its_thread(heart, heart.renew)
             self.flush(_LAST_WORDS)
             self.reporter.sum_up()
+            if self._box is not None:
+                self._box.set_aside()
             self.flush(_LAST_WORDS)
         except Exception as error:
             self.reporter.trouble(error)

@@ -22,11 +22,13 @@ import pytest
 
 import loopguard
 from loopguard.black_box import files
+from loopguard.black_box.box import BlackBox
 from loopguard.black_box.search import MOST_KEPT, collect, records_in
 from loopguard.tell.jsonl import json_line
 from tests.holding import BUDGET, LONG, LOOPS, REST, changes_since, left_in_process, run, told
 from tests.real.server import Child, read_rows, wait_until
 from tests.records import make_stall
+from tests.test_remains import HEAD
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 60.0  # of patience: the machine may be busy
@@ -51,7 +53,9 @@ def wedges():
     wedge()
 
 def waits_and_wedges():
-    time.sleep(0.3)
+    [file] = Path(BOX).glob(f"*-{os.getpid()}-*.stalls")
+    while '"stall"' not in file.read_text():  # a busy machine takes its time
+        time.sleep(0.05)
     wedge()
 
 def loses_its_files():
@@ -358,13 +362,11 @@ def test_a_worker_that_its_supervisor_kills_is_told_of_by_the_one_that_takes_its
         assert (row["request"]["method"], row["request"]["route"]) == ("GET", "/v1/hold/{item}")
         assert (row["culprit"]["code"], row["call"]) == ("time.sleep(600)", "time.sleep")
         assert row["phase"] == "serving"
-        assert row["duration"] > 1
+        assert row["duration"] > 0.5
         early = [other["id"] for other in read_rows(box.jsonl) if other["ongoing"]]
         assert set(early) == {row["id"]}
         assert not Path(f"/proc/{row['pid']}").exists() or sys.platform != "linux"
-    # uvicorn ends its process by the signal that it got: what is left tells nothing, and the next start takes it away.
-    assert list(records_in(box.path)) == []
-    assert box.next_start(alive=0) == []
+    # uvicorn ends its process by the signal that it got, but only when the lifespan has ended.
     assert list(box.path.iterdir()) == []
 
 
@@ -402,6 +404,28 @@ def test_a_file_that_is_taken_away_is_made_anew(tmp_path: Path) -> None:
     assert len(told(guard)) == 1
     loopguard.uninstall()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_when_the_application_has_ended_its_files_go_and_a_late_stall_has_them_made_anew(
+    tmp_path: Path,
+) -> None:
+    box = BlackBox(tmp_path, HEAD, failed=raise_it)
+    box.start()
+    box.set_aside()
+    assert wait_until(lambda: not list(tmp_path.iterdir()), 5)
+    box.opened("late")
+    box.keep(make_stall(id="late"))
+    assert wait_until(lambda: len(list(tmp_path.iterdir())) == 2, 5)
+    assert wait_until(lambda: any("late" in file.read_text() for file in tmp_path.iterdir()), 5)
+    box.set_aside()
+    box.ended("late")
+    box.close(5)
+    assert list(tmp_path.iterdir()) == []
+    assert box.lost == 0
+
+
+def raise_it(error: BaseException) -> None:
+    raise error
 
 
 def test_what_is_no_file_of_this_user_is_neither_read_nor_removed(tmp_path: Path) -> None:
@@ -443,6 +467,32 @@ def test_nobodys_remains_do_not_pile_up(box: Box) -> None:
     collect(box.path, tell)
     assert told == [str(number) for number in range(3, MOST_KEPT + 3)]
     assert list(box.path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
+def test_who_forks_while_it_looks_does_not_keep_the_remains_from_others(box: Box) -> None:
+    """As gunicorn does right after it has loaded the application: the child has the lock too, and lives on."""
+    path = box.path / "loopguard-1-a.stalls"
+    path.write_text(json_line({"stall": make_stall().to_dict()}) + "\n")
+    script = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom loopguard.black_box.search import collect\n"
+        "def tell(stalls):\n    if os.fork() == 0: os.close(1); time.sleep(600)\n    return False\n"
+        "collect(Path(sys.argv[1]), tell)\nprint('looked', flush=True)\ntime.sleep(600)"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, str(box.path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "looked\n"
+        assert len(list(records_in(box.path))) == 1
+    finally:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells")

@@ -36,6 +36,7 @@ class BlackBox:
         self._open: set[str] = set()  # each step on it is one of the interpreter's
         self._written: set[str] = set()
         self._file, self._dump = files.make(directory)
+        self._head_end = 0
         self._outlet = Outlet("black_box", failed, close=self._remove)
         self._rewrite()
 
@@ -74,6 +75,13 @@ class BlackBox:
         self._open.discard(id)
         self._outlet.put(self._settle)
 
+    def set_aside(self) -> None:
+        """The application has ended, and its server may end the process by a signal: take the files away by then.
+
+        Should a stall come all the same, they are made anew, but for the probe's. Never blocks.
+        """
+        self._outlet.put(self._set_aside)
+
     def close(self, timeout: float) -> None:
         """Take the files away: this process has told all itself."""
         self._outlet.finish()
@@ -100,8 +108,11 @@ class BlackBox:
         over = self._written - self._open
         if not over:
             return
-        if self._written == over:
-            self._rewrite()
+        if self._written == over and self._file.ours:
+            os.ftruncate(
+                self._file.fd, self._head_end
+            )  # in one step: there is no moment without a head
+            self._written.clear()
             return
         for each in over:
             self._append(json_line({"ended": each}))
@@ -112,10 +123,15 @@ class BlackBox:
             self._make_sure()
             self._rewrite()
 
+    def _set_aside(self) -> None:
+        if not self._written:
+            files.remove(self._file)
+
     def _rewrite(self) -> None:
         if self._file.ours:
             os.ftruncate(self._file.fd, 0)
             self._append(json_line(asdict(self._head)))
+            self._head_end = os.fstat(self._file.fd).st_size
         self._written.clear()
 
     def _append(self, line: str) -> None:

@@ -107,6 +107,14 @@ def lock(fd: int, shared: bool = False) -> bool:
     return True
 
 
+def release(file: File) -> None:
+    """Give back a lock that was asked for, also where a process that was forked meanwhile has it too."""
+    if file.ours:
+        with suppress(AttributeError):  # Windows knows none
+            fcntl.flock(file.fd, fcntl.LOCK_UN)
+    file.close()
+
+
 def is_local(fd: int) -> bool:
     """Whether a file is on a file system that answers at once, as those of this machine do; False where nobody tells.
 

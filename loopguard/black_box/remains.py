@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
@@ -16,7 +17,7 @@ from pathlib import PurePath
 from typing import Any
 
 from loopguard.black_box.rebuild import rebuild
-from loopguard.capture.probe import Dump, SeenFrame, parse
+from loopguard.capture.probe import Dump, parse
 from loopguard.explain import paths
 from loopguard.explain.explainer import fingerprint_of
 from loopguard.explain.ownership import Ownership
@@ -26,6 +27,7 @@ FORMAT = 1
 UNKNOWN = "unknown"
 _MARGIN = 0.015  # seconds beyond the budget for which a thread computes before the probe goes off
 _TICK = 0.01  # how well the time of a dump is known
+_STANDARD = re.compile(r"/python3\.\d+/")
 _OURS = str(PurePath(__file__).parents[1])
 # The innermost frames that a loop has below a callback: uvloop has the first alone.
 _OF_LOOPS = {
@@ -163,7 +165,7 @@ def _frames(dump: Dump, head: Head, source: SourceLine) -> Iterator[Frame]:
             module=None,
             function=seen.function,
             code=_short(source(seen.file, seen.line, head.process.started_at)),
-            library=ownership.is_library(seen.file, _package_of(seen)),
+            library=_is_library(ownership, seen.file),
         )
 
 
@@ -171,11 +173,18 @@ def _short(line: str | None) -> str | None:
     return " ".join((line or "").split())[:_LONGEST_CODE] or None
 
 
-def _package_of(seen: SeenFrame) -> str:
+def _is_library(ownership: Ownership, file: str) -> bool:
+    """By where the file lies; the process may have run on another Python than the one that reads this."""
+    package = _package_of(file)
+    standard = not package and _STANDARD.search(file) is not None
+    return standard or ownership.is_library(file, package)
+
+
+def _package_of(file: str) -> str:
     """The top-level package of an installed file, or our own; a dump does not tell modules."""
-    if seen.file.startswith(_OURS):
+    if file.startswith(_OURS):
         return "loopguard"
-    parts = PurePath(seen.file).parts
+    parts = PurePath(file).parts
     inside = [place for place, part in enumerate(parts) if part.endswith("-packages")]
     return PurePath(parts[inside[-1] + 1]).stem if inside and len(parts) > inside[-1] + 1 else ""
 

@@ -44,7 +44,7 @@ def read_black_box(directory: str | os.PathLike[str]) -> Iterator[Left]:
             if _dead(file, shared=True):
                 yield Left(each.name, _read(file))
         finally:
-            file.close()
+            files.release(file)
 
 
 def records_in(directory: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
@@ -74,7 +74,7 @@ def collect(directory: Path, tell: Callable[[tuple[Stall, ...]], bool]) -> None:
                 if not left.stalls or tell(left.stalls) or too_many:
                     files.remove(file)
         finally:
-            file.close()
+            files.release(file)
 
 
 def _dead(file: files.File, shared: bool) -> bool:
