@@ -15,6 +15,7 @@ MINIMUM_BUDGET = 0.005
 MAXIMUM_BUDGET = 3600.0
 LONGEST_SHOWN = 200
 PREFIX = "LOOPGUARD_"
+SHORTEST_SECRET = 16
 
 Listener = Callable[[Stall], object]
 
@@ -54,6 +55,8 @@ class Config:
     black_box: Path | None = None
     source: bool = True
     root: Path = field(default_factory=_working_directory)
+    profile_token: str | None = field(default=None, repr=False)
+    profile_dir: Path | None = None
 
     def with_threshold(self, name: str, seconds: object) -> Config:
         """The same options with another `budget`, `error_budget` or `congestion_budget`, checked as at install.
@@ -92,15 +95,27 @@ def read_config(
     """
     environ = os.environ if environ is None else environ
     given: dict[str, Any] = {}
-    for name in _NOT_BUILT:
-        _refuse_not_built(name, arguments, environ)
+    sources: dict[str, str] = {}
     for name, read in _READERS.items():
         value = arguments.get(name)
         variable = PREFIX + name.upper()
         if value is not None:
-            given[name] = read(name, value, f"argument {name}")
+            sources[name] = f"argument {name}"
         elif environ.get(variable, "") != "":
-            given[name] = read(name, environ[variable], f"environment variable {variable}")
+            value, sources[name] = environ[variable], f"environment variable {variable}"
+        if name in sources:
+            given[name] = read(name, value, sources[name])
+    if "profile_token" in given and "profile_dir" not in given:
+        _refuse_secret(
+            "profile_token",
+            given["profile_token"],
+            sources["profile_token"],
+            "needs profile_dir too",
+        )
+    if "profile_dir" in given and "profile_token" not in given:
+        _refuse(
+            "profile_dir", given["profile_dir"], "needs profile_token too", sources["profile_dir"]
+        )
     return Config(**given)
 
 
@@ -221,6 +236,19 @@ def _path(name: str, value: object, source: str) -> Path:
     return path
 
 
+def _secret(name: str, value: object, source: str) -> str:
+    """Of what is refused only the length is told."""
+    if not isinstance(value, str) or len(value) < SHORTEST_SECRET or not value.isascii():
+        limit = f"must be at least {SHORTEST_SECRET} characters of ASCII"
+        _refuse_secret(name, value, source, limit)
+    return value
+
+
+def _refuse_secret(name: str, value: object, source: str, limit: str) -> NoReturn:
+    what = f"{len(value)} characters" if isinstance(value, str) else type(value).__name__
+    raise ConfigError(f"{name}=<{what}> (from {source}): {limit}")
+
+
 _Reader = Callable[[str, object, str], Any]
 _READERS: dict[str, _Reader] = {
     "budget": _seconds,
@@ -239,31 +267,8 @@ _READERS: dict[str, _Reader] = {
     "black_box": _own_directory,
     "source": _switch,
     "root": _directory,
+    "profile_token": _secret,
+    "profile_dir": _own_directory,
 }
-
-_NOT_BUILT = (
-    "profile_token",
-    "profile_dir",
-)
-
-
-def _refuse_not_built(
-    name: str, arguments: Mapping[str, object], environ: Mapping[str, str]
-) -> None:
-    """Refuse an option that this version does not have."""
-    for value, source in (
-        (arguments.get(name), f"argument {name}"),
-        (
-            environ.get(PREFIX + name.upper()) or None,
-            f"environment variable {PREFIX}{name.upper()}",
-        ),
-    ):
-        if value is None:
-            continue
-        shown = f"<{len(str(value))} characters>" if name == "profile_token" else repr(value)
-        raise ConfigError(
-            f"{name}={shown} (from {source}): this option is not built in this version of loopguard"
-        )
-
 
 assert set(_READERS) == {option.name for option in fields(Config)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from contextvars import Context
+from contextvars import Context, ContextVar
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any, NamedTuple, Protocol
@@ -21,6 +21,8 @@ BACKGROUND = frozenset({"starlette.background", "litestar.background_tasks"})
 
 Scope = dict[str, Any]
 """What ASGI tells of a request."""
+PROFILED: ContextVar[str | None] = ContextVar("loopguard_profile", default=None)
+"""The profile that is being taken of the request that this context belongs to."""
 
 
 class RawFrame(NamedTuple):

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import asdict
@@ -69,14 +69,19 @@ class Guard:
     """Watches the event loops of this process. Made by `loopguard.install()`.
 
     Usable as a context manager, which uninstalls at its end. `subscriptions` hear of stalls beside what the options
-    name; `brief` is for a process that runs many loops, each for a moment only.
+    name; `brief` is for a process that runs many loops, each for a moment only; `profiles` counts those of requests.
     """
 
     def __init__(
-        self, config: Config, subscriptions: Sequence[Subscription] = (), brief: bool = False
+        self,
+        config: Config,
+        subscriptions: Sequence[Subscription] = (),
+        brief: bool = False,
+        profiles: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self._config = config
         self._brief = brief
+        self._profiles = profiles
         self._subscriptions = subscriptions
         self._apps: list[App] = []
         self._engine: _Engine | None = None
@@ -167,7 +172,8 @@ class Guard:
 
     def stats(self) -> dict[str, int | float]:
         """What was counted since install; always `stalls == logged + suppressed + dropped` once flushed."""
-        return _NOTHING.copy() if self._engine is None else self._engine.stats()
+        counts = {} if self._engine is None else self._engine.stats()
+        return {**_NOTHING, **counts, **self._profiles()}
 
     def pause(self) -> None:
         """Watch no more until `resume()`. A stall that lasts at either moment is not reported."""
@@ -678,6 +684,7 @@ _NOTHING: dict[str, int | float] = dict.fromkeys(
     (
         "stalls", "logged", "suppressed", "dropped", "exempt", "not_scheduled", "sink_errors", "troubles",
         "watchdog_restarts", "looks", "delay_samples_lost", "in_flight", "loops",
+        "profiles", "profiles_refused",
     ),
     0,
 )  # fmt: skip

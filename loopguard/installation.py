@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import os
 import threading
 from collections.abc import Iterable
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from loopguard.config import PREFIX, AlreadyInstalledError, Config, Listener, read_config
+from loopguard.config import (
+    PREFIX,
+    AlreadyInstalledError,
+    Config,
+    ConfigError,
+    Listener,
+    read_config,
+)
 from loopguard.guard import Guard
-from loopguard.integrations.asgi import StarletteApp, WrappedApp
+from loopguard.integrations.asgi import Around, StarletteApp, WrappedApp
 from loopguard.integrations.served import ServedApps
+
+if TYPE_CHECKING:
+    from loopguard.integrations.profiling import RequestProfiler
 
 _lock = threading.RLock()  # what fails half-way is undone inside it
 _installed: _Installation | None = None
@@ -26,6 +37,7 @@ class _Installation(NamedTuple):
     asked: object
     config: Config
     without_code: bool = False
+    around: Around | None = None
 
 
 def install(
@@ -82,8 +94,10 @@ def install(
             raise AlreadyInstalledError(
                 "loopguard is installed already, for another app or with other options; uninstall() it first"
             )
-        followed = None if app is None else StarletteApp(app)
-        guard = Guard(config)
+        profiler = _new_profiler(config)
+        around = None if profiler is None else profiler.around
+        followed = None if app is None else StarletteApp(app, around)
+        guard = _new_guard(config, profiler)
         try:
             guard.start(on_uninstall=lambda: _forget(guard))
             if followed is not None:
@@ -91,7 +105,7 @@ def install(
         except BaseException:
             guard.uninstall()
             raise
-        _installed = _Installation(guard, app, asked, config)
+        _installed = _Installation(guard, app, asked, config, around=around)
         atexit.register(guard.say_farewell)
         return guard
 
@@ -104,11 +118,31 @@ def wrap(app: Any, **options: Any) -> WrappedApp:
     Raises:
         ConfigError, AlreadyInstalledError: as `install()`; or `app` is no application.
     """
-    wrapped = WrappedApp(app)
+    WrappedApp(app)  # refused before anything is installed
     explicit = _installed is not None and not _installed.without_code
     guard = _installed.guard if _installed and explicit and not options else install(**options)
+    wrapped = WrappedApp(app, None if _installed is None else _installed.around)
     guard.follow(wrapped)
     return wrapped
+
+
+def _new_profiler(config: Config) -> RequestProfiler | None:
+    """Raises ConfigError where pyinstrument is not installed."""
+    if config.profile_token is None or config.profile_dir is None or not config.enabled:
+        return None
+    if importlib.util.find_spec("pyinstrument") is None:
+        raise ConfigError("profile_token: needs pyinstrument, of the extra `profile`")
+    from loopguard.integrations.profiling import RequestProfiler
+
+    return RequestProfiler(config.profile_token, config.profile_dir)
+
+
+def _new_guard(config: Config, profiler: RequestProfiler | None) -> Guard:
+    if profiler is None:
+        return Guard(config)
+    guard = Guard(config, profiles=profiler.counts)
+    profiler.trouble = guard.trouble
+    return guard
 
 
 def install_without_code() -> Guard:
@@ -125,11 +159,12 @@ def install_without_code() -> Guard:
         if _installed is not None:
             return _installed.guard
         config = read_config({})
-        guard = Guard(config)
+        profiler = _new_profiler(config)
+        guard = _new_guard(config, profiler)
 
         def follow(app: Any) -> None:
             try:
-                guard.follow(StarletteApp(app))
+                guard.follow(StarletteApp(app, None if profiler is None else profiler.around))
             except Exception as error:
                 guard.trouble(error)
 

@@ -22,7 +22,6 @@ BUDGET_LIMIT = "must be a number of seconds from 0.005 to 3600"
 SWITCH_LIMIT = "must be on or off (True, False; 1, 0, true, false, yes, no, on, off)"
 NAMES_LIMIT = "must be a list of names, or names separated by commas"
 APPENDED_LIMIT = "must be a file that can be appended to"
-NOT_BUILT = "this option is not built in this version of loopguard"
 
 
 def listen(stall: loopguard.Stall) -> None:
@@ -255,17 +254,17 @@ def test_a_working_directory_that_is_gone_is_no_reason_to_fail(
     assert refused({"jsonl": "stalls.jsonl"}).startswith("jsonl='stalls.jsonl' (from argument")
 
 
-@pytest.mark.parametrize(
-    "name, value, variable",
-    [
-        ("profile_dir", "somewhere", "somewhere"),
-    ],
-)
-def test_an_option_that_is_not_built_is_refused(name: str, value: object, variable: str) -> None:
-    assert refused({name: value}) == f"{name}={value!r} (from argument {name}): {NOT_BUILT}"
-    named = f"LOOPGUARD_{name.upper()}"
-    said = f"{name}={variable!r} (from environment variable {named}): {NOT_BUILT}"
-    assert refused({}, {named: variable}) == said
+def test_profiles_need_a_token_and_a_directory(tmp_path: Path) -> None:
+    token = "correct-horse-battery"
+    both = read_config({"profile_token": token, "profile_dir": tmp_path}, {})
+    assert (both.profile_token, both.profile_dir) == (token, tmp_path)
+    alone = refused({"profile_dir": tmp_path})
+    assert alone.endswith("(from argument profile_dir): needs profile_token too")
+    assert "(from argument profile_token): needs profile_dir too" in refused(
+        {"profile_token": token}
+    )
+    short = refused({"profile_token": "fifteen letters", "profile_dir": tmp_path})
+    assert short.startswith("profile_token=<15 characters> ")
 
 
 def test_a_secret_is_told_by_its_length_only() -> None:
@@ -311,7 +310,7 @@ def traces_left() -> dict[str, object]:
         (lambda **rest: loopguard.install(budget=0, **rest), "budget=0 (from argument budget)"),
         (lambda **rest: loopguard.install(root="no-such-directory", **rest), "must be a directory"),
         (lambda **rest: loopguard.wrap(Foreign(), budget="soon", **rest), "budget='soon'"),
-        (lambda **rest: loopguard.install(profile_dir="x", **rest), NOT_BUILT),
+        (lambda **rest: loopguard.install(profile_dir="x", **rest), "must be a directory"),
         (lambda **rest: loopguard.install(black_box="nowhere", **rest), "must be a directory"),
     ],
 )

@@ -40,7 +40,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing": DATA | {"capture", "guard", "tell"},
     "integrations.asgi": DATA | {"capture", "explain", "guard"},
     "integrations.served": set(),
-    "installation": DATA | {"guard", "integrations.asgi", "integrations.served"},
+    "integrations.profiling": DATA,
+    "installation": DATA
+    | {"guard", "integrations.asgi", "integrations.served", "integrations.profiling"},
     "integrations": DATA | {"installation", "testing"},
     "loopguard": DATA | {"guard", "installation"},
     "diagnosis": DATA | {"black_box", "capture", "guard", "integrations.asgi", "watch"},

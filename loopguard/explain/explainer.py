@@ -10,7 +10,7 @@ from contextvars import Context
 from dataclasses import dataclass
 
 from loopguard.config import Config
-from loopguard.evidence import Held, Incident, OtherThread, RawFrame, Wait
+from loopguard.evidence import PROFILED, Held, Incident, OtherThread, RawFrame, Wait
 from loopguard.explain import paths, scheduling
 from loopguard.explain.advice import advise
 from loopguard.explain.call import call_on_line
@@ -112,7 +112,7 @@ class Explainer:
                 culprit, call, contributors[0].name if contributors else cause
             ),
             suppressed=0,
-            profile=None,
+            profile=context.get(PROFILED),
             pid=os.getpid(),
             thread=incident.thread,
             loop=incident.loop,

@@ -30,6 +30,9 @@ _FRAMEWORKS = {
 }
 
 
+Around = Callable[[ASGIApp], ASGIApp]
+
+
 class Layer(Protocol):
     """The application `app` with its requests followed, until `retire()` is called."""
 
@@ -44,6 +47,7 @@ def layer_around(
     requests: RequestTable,
     lifespan: Lifespan,
     trouble: Callable[[BaseException], None],
+    around: Around | None = None,
 ) -> Layer:
     """A plain function that hands on the coroutine of the application inside it, and follows that.
 
@@ -51,13 +55,16 @@ def layer_around(
     serve inside a Starlette stack, which calls it without asking for its kind. Nor an object with `__call__`, which
     costs more to call (`benchmarks/overhead.py`). Only shortly after a stall is a request asked when its data came: what
     begins it is exchanged for that time, so that no other request pays for it.
+
+    `around` puts something else around the application, inside of this layer.
     """
     follow = requests.follower()
+    inner = app if around is None else around(app)
     retired = False
-    begin = app
+    begin = inner
 
     def begin_asked(scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
-        coroutine = app(scope, receive, send)
+        coroutine = inner(scope, receive, send)
         try:
             requests.arrivals.note(scope, receive, coroutine)
         except Exception as error:
@@ -66,7 +73,7 @@ def layer_around(
 
     def ask(asked: bool) -> None:
         nonlocal begin
-        begin = begin_asked if asked else app
+        begin = begin_asked if asked else inner
 
     def layer(scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         if retired:
@@ -98,13 +105,14 @@ class StarletteApp:
         ConfigError: `app` is no such application.
     """
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, around: Around | None = None) -> None:
         if not callable(getattr(app, "build_middleware_stack", None)) or not hasattr(app, "router"):
             raise ConfigError(
                 f"app={type(app).__module__}.{type(app).__qualname__} (from argument app): must be a FastAPI or "
                 "Starlette application; any other ASGI application is served as loopguard.wrap(app)"
             )
         self.app = app
+        self._around = around
         self._holders: list[tuple[Any, Layer]] = []
         self._patch: Any = None
         self._replaced: Any = None
@@ -115,7 +123,7 @@ class StarletteApp:
         """Put the layer in: into the chain of middleware if it is built already, else as it is built."""
 
         def around(inner: ASGIApp) -> Layer:
-            return layer_around(inner, requests, lifespan, trouble)
+            return layer_around(inner, requests, lifespan, trouble, self._around)
 
         app = self.app
         if app.middleware_stack is not None:
@@ -208,12 +216,13 @@ class WrappedApp:
         ConfigError: `app` cannot be called.
     """
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, around: Around | None = None) -> None:
         if not callable(app):
             raise ConfigError(
                 f"app={type(app).__qualname__} (from argument app): must be an ASGI 3 application"
             )
         self.app = app
+        self._around = around
         self._layer: Layer | None = None
         self._telemetry: Any = None
 
@@ -232,9 +241,9 @@ class WrappedApp:
     ) -> None:
         self._telemetry = _telemetry_in(self.app)
         if self._telemetry is None:
-            self._layer = layer_around(self.app, requests, lifespan, trouble)
+            self._layer = layer_around(self.app, requests, lifespan, trouble, self._around)
             return
-        self._layer = layer_around(self._telemetry.app, requests, lifespan, trouble)
+        self._layer = layer_around(self._telemetry.app, requests, lifespan, trouble, self._around)
         self._telemetry.app = self._layer
 
     def leave(self) -> None:

@@ -44,7 +44,7 @@ def test_every_loop_scope_of_pytest_asyncio(run: Run) -> None:
         import asyncio, time, pytest, pytest_asyncio
 
         def block():
-            time.sleep(0.25)
+            time.sleep(0.4)
 
         @pytest_asyncio.fixture
         async def slow_fixture():
@@ -113,7 +113,7 @@ def test_the_plugin_of_anyio_on_both_loops(run: Run) -> None:
         @pytest.mark.anyio
         async def test_blocks(fixture):
             await anyio.sleep(0.01)
-            time.sleep(0.25)
+            time.sleep(0.4)
 
         @pytest.mark.anyio
         async def test_waits(fixture):
@@ -138,7 +138,7 @@ def test_clients_of_web_applications(run: Run) -> None:
 
         @app.get("/slow")
         async def slow():
-            time.sleep(0.25)
+            time.sleep(0.4)
 
         @app.get("/quick")
         async def quick():
@@ -146,7 +146,7 @@ def test_clients_of_web_applications(run: Run) -> None:
 
         @app.get("/thread")
         def in_a_thread():
-            time.sleep(0.25)
+            time.sleep(0.4)
 
         @pytest.fixture(scope="module")
         def client():
@@ -188,7 +188,7 @@ def test_workers_of_xdist(run: Run, pytester: pytest.Pytester) -> None:
         async def block(seconds):
             time.sleep(seconds)
 
-        @pytest.mark.parametrize("tenths", [0, 2, 3, 4])
+        @pytest.mark.parametrize("tenths", [0, 3, 5, 7])
         def test_blocks(tenths):
             asyncio.run(block(tenths / 10))
     """
@@ -196,7 +196,7 @@ def test_workers_of_xdist(run: Run, pytester: pytest.Pytester) -> None:
     result.assert_outcomes(passed=1, failed=3)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     named = [line for line in result.outlines if " stall: test_suite.py" in line]
-    assert [line[-3:] for line in named] == ["[4]", "[3]", "[2]"]
+    assert [line[-3:] for line in named] == ["[7]", "[5]", "[3]"]
     assert (pytester.path / "junit.xml").read_text().count('<property name="stall"') == 3
     options = ("-n", "2", "--stall-baseline", "stalls.txt")
     again = run.again  # type: ignore[attr-defined]
@@ -222,14 +222,14 @@ def test_reruns_timeouts_and_coverage(run: Run, pytester: pytest.Pytester) -> No
         @pytest.mark.flaky(reruns=1)
         def test_again():
             runs.append(1)
-            block(0.25 if len(runs) == 1 else 0)
+            block(0.4 if len(runs) == 1 else 0)
 
-        @pytest.mark.timeout(0.4)
+        @pytest.mark.timeout(0.8)
         def test_times_out():
             block(5)
 
         def test_blocks():
-            block(0.25)
+            block(0.4)
         """,
         *("--cov", ".", "--cov-report", "term"),
     )
@@ -288,7 +288,7 @@ def test_frozen_clocks_do_not_matter(run: Run) -> None:
 
         async def block():
             await asyncio.sleep(0.01)
-            time.sleep(0.25)
+            time.sleep(0.4)
 
         def test_frozen_and_blocks():
             with freezegun.freeze_time("2020-01-01", real_asyncio=True):
@@ -322,7 +322,7 @@ def test_a_debugger_silences_it(run: Run) -> None:
 
         class Slow(io.StringIO):
             def readline(self):
-                time.sleep(0.25)
+                time.sleep(0.4)
                 return "continue\\n"
 
         async def stops():
@@ -337,7 +337,7 @@ def test_a_debugger_silences_it(run: Run) -> None:
 
         def test_has_one_attached():
             async def main():
-                time.sleep(0.25)
+                time.sleep(0.4)
             debugger = bdb.Bdb()
             debugger.reset()
             sys.settrace(debugger.trace_dispatch)
@@ -346,7 +346,7 @@ def test_a_debugger_silences_it(run: Run) -> None:
         def test_after_it():
             sys.settrace(None)
             async def main():
-                time.sleep(0.25)
+                time.sleep(0.4)
             asyncio.run(main())
         """,
     )
@@ -360,7 +360,7 @@ def test_an_application_that_installs_loopguard_itself(run: Run) -> None:
         import asyncio, time, loopguard
 
         async def block():
-            time.sleep(0.25)
+            time.sleep(0.4)
 
         def test_installs():
             with loopguard.install(budget=0.1, log=False, traces=False, metrics=False) as guard:
@@ -398,7 +398,7 @@ def test_a_child_that_a_test_forks_is_no_harm(run: Run) -> None:
 
         def test_blocks_afterwards():
             async def main():
-                time.sleep(0.25)
+                time.sleep(0.4)
             asyncio.run(main())
         """,
     )
@@ -439,7 +439,7 @@ def test_a_task_left_over_names_the_test_that_made_it(run: Run) -> None:
 
         async def later():
             await asyncio.sleep(0.2)
-            time.sleep(0.25)
+            time.sleep(0.4)
 
         @pytest.mark.asyncio(loop_scope="session")
         async def test_leaves_a_task():
@@ -452,7 +452,7 @@ def test_a_task_left_over_names_the_test_that_made_it(run: Run) -> None:
 
         @pytest.mark.asyncio(loop_scope="session")
         async def test_blocks_itself():
-            time.sleep(0.25)
+            time.sleep(0.4)
         """,
     )
     assert failed(result) == ["test_blocks_itself", "test_victim"]
