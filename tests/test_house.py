@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # The doors in here stand apart: none opens into another.
 APART = {"integrations"}
 
-SHOWN_PURELY = ("parse", "choose", "summary", "words", "text", "document", "speedscope")
+SHOWN_PURELY = ("parse", "choose", "summary", "words", "text", "diff", "document", "speedscope")
 
 # What decides from data alone has no clock, thread, loop or network of its own.
 PURE = (

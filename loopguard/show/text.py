@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterator
 
 from loopguard.show import words
+from loopguard.show.diff import Comparison
 from loopguard.show.read import LeftOut
 from loopguard.show.summary import Culprit, Summary, Victim
 
@@ -18,7 +19,13 @@ def text_report(summary: Summary, left_out: LeftOut, *, top: int, title: str, co
     """The lines, each at most 80 columns wide, and no control character in them but the colours' own."""
     lines = [*_head(summary, title), *_culprits(summary, top), *_victims(summary, top)]
     lines += _foot(summary, left_out)
-    return "".join(f"{line}\n" for line in (lines if colour else map(_bare, lines)))
+    return _joined(lines, colour)
+
+
+def text_diff(comparison: Comparison, *, colour: bool) -> str:
+    """What changed, in lines as those of the report."""
+    lines = [*_sides(comparison), *_changed(comparison)]
+    return _joined(lines, colour)
 
 
 def fold(text: str, indent: str = "") -> list[str]:
@@ -59,6 +66,10 @@ def _pieces(word: str, width: int) -> Iterator[str]:
         piece += char
         used += needed
     yield piece
+
+
+def _joined(lines: list[str], colour: bool) -> str:
+    return "".join(f"{line}\n" for line in (lines if colour else map(_bare, lines)))
 
 
 def _bare(line: str) -> str:
@@ -136,3 +147,27 @@ def _foot(summary: Summary, left_out: LeftOut) -> list[str]:
     if summary.ungrouped:
         notes.append(f"{words.number(summary.ungrouped, 'stall')} more than can be told apart.")
     return [line for note in notes if note for line in ["", *fold(note)]]
+
+
+def _sides(comparison: Comparison) -> list[str]:
+    sides = (
+        ("before", comparison.before, comparison.measure_before),
+        ("after", comparison.after, comparison.measure_after),
+    )
+    return [line for side in sides for line in fold(words.side(*side))]
+
+
+def _changed(comparison: Comparison) -> list[str]:
+    changes = [change for change in comparison.changes if change.verdict != "same"]
+    unit = "blocked seconds per hour watched" if comparison.per_hour else "blocked seconds in all"
+    same = len(comparison.changes) - len(changes)
+    lines = ["", *_styled(BOLD, [f"{_right('before', 'after')}  {unit}"])] if changes else [""]
+    for change in changes:
+        lines.append(f"{_right(f'{change.before:,.3f}', f'{change.after:,.3f}')}  {change.verdict}")
+        lines += _styled(BOLD, fold(words.blamed(change.worst), _INDENT))
+        detail = f"{change.cause}, {change.stalls_before:,} → {words.number(change.stalls_after, 'stall')}"
+        lines += fold(
+            f"{detail}, calls {change.worst.call}" if change.worst.call else detail, _INDENT
+        )
+    lines.append(f"{words.number(same, 'culprit')} within a quarter of what they were.")
+    return lines + [line for note in words.caveats(comparison) for line in ["", *fold(note)]]

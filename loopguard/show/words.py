@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from loopguard.record import Frame, Stall
+from loopguard.show.diff import Comparison, Measure
 from loopguard.show.summary import Summary
 
 NO_CODE = "no line of code could be seen"
@@ -73,3 +74,32 @@ def not_scheduled(summary: Summary) -> str | None:
         f"The system did not run the process in time, {summary.not_scheduled:,} ×, "
         f"{seconds(summary.not_scheduled_seconds)} (no code is to blame)."
     )
+
+
+def side(name: str, summary: Summary, measure: Measure) -> str:
+    """One side of a comparison."""
+    said = f"{name}: {seconds(summary.seconds)} in {number(summary.stalls - summary.not_scheduled, 'stall')}"
+    if measure.hours:
+        said += (
+            f", {measure.hours:,.2f} hours watched: {measure.of(summary.seconds):,.3f} s an hour"
+        )
+    per_thousand = measure.per_thousand_requests(summary.seconds)
+    if per_thousand is not None:
+        said += f"; {number(summary.requests, 'request')}: {per_thousand:,.1f} ms per 1,000"
+    return said
+
+
+def caveats(comparison: Comparison) -> list[str]:
+    """What a reader must know before believing it."""
+    notes = []
+    if not comparison.per_hour:
+        notes.append(
+            "How long was watched is not known, so totals are compared: right only where both runs were "
+            "equally long (--before-hours, --after-hours)."
+        )
+    if any(change.verdict == "gone" for change in comparison.changes):
+        notes.append(
+            "Gone may also mean that it was not exercised: compare the requests served, "
+            f"{comparison.before.requests:,} before and {comparison.after.requests:,} after."
+        )
+    return notes

@@ -11,6 +11,7 @@ from string import Template
 from typing import Any
 
 from loopguard.show import words
+from loopguard.show.diff import Comparison, comparison_as_json
 from loopguard.show.document import left_out_as_json
 from loopguard.show.page.data import Payload
 from loopguard.show.read import LeftOut
@@ -23,6 +24,8 @@ SCRIPTS = (
     *("dom.js", "format.js", "data.js", "address.js", "filters.js", "timeline.js", "detail.js"),
     *("culprits.js", "victims.js", "icicle.js", "report.js"),
 )
+DIFF_SHEETS = ("base.css", "diff.css")
+DIFF_SCRIPTS = ("dom.js", "format.js", "diff.js")
 
 
 def report_page(
@@ -38,6 +41,24 @@ def report_page(
         "payload": Payload(summary.longest).to_dict(),
     }
     return page(title or "Blocked event loops", data, SHEETS, SCRIPTS, lead=words.sentence(summary))
+
+
+def diff_page(comparison: Comparison, *, title: str, written_at: float) -> str:
+    """The page that shows what changed."""
+    data: dict[str, Any] = {
+        "title": title,
+        "written_at": written_at,
+        "sides": [
+            words.side("before", comparison.before, comparison.measure_before),
+            words.side("after", comparison.after, comparison.measure_after),
+        ],
+        "notes": words.caveats(comparison),
+        "diff": comparison_as_json(comparison),
+    }
+    lead = ". ".join(data["sides"])
+    return page(
+        title or "Blocked event loops, compared", data, DIFF_SHEETS, DIFF_SCRIPTS, lead=lead
+    )
 
 
 def page(
