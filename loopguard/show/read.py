@@ -212,7 +212,7 @@ def _opened(file: str, progress: Callable[[int], object] | None) -> BinaryIO:
     raw = io.FileIO(source, closefd=file != STDIN)
     counted = io.BufferedReader(_Counted(raw, progress), 2**20)
     if counted.peek(2)[:2] == _GZIP:
-        return io.BufferedReader(gzip.GzipFile(fileobj=counted), 2**20)
+        return gzip.GzipFile(fileobj=counted)  # type: ignore[return-value]  # reads lines as any other
     return counted
 
 

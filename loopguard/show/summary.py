@@ -23,18 +23,21 @@ Group = TypeVar("Group")
 
 @dataclass(slots=True)
 class Culprit:
-    """The stalls of one fingerprint: times in seconds, `worst` the longest of them (without its stack)."""
+    """The stalls of one fingerprint: times in seconds, `worst` the longest of them (without its stack).
+
+    `delayed_requests` is None where none of them tells.
+    """
 
     worst: Stall
     stalls: int = 0
     seconds: float = 0.0
-    delayed_requests: int = 0
+    delayed_requests: int | None = None
     causes: Counter[str] = field(default_factory=Counter)
 
     def add(self, stall: Stall) -> None:
         self.stalls += 1
         self.seconds += stall.duration
-        self.delayed_requests += stall.delayed_requests or 0
+        self.delayed_requests = _sum(self.delayed_requests, stall.delayed_requests)
         self.causes[stall.cause] += 1
         if stall.duration > self.worst.duration:
             self.worst = stall
@@ -127,8 +130,7 @@ class Summary:
         if stall.cause == "not_scheduled":
             self.not_scheduled += 1
             self.not_scheduled_seconds += stall.duration
-        if stall.delayed_requests is not None:
-            self.delayed_requests = (self.delayed_requests or 0) + stall.delayed_requests
+        self.delayed_requests = _sum(self.delayed_requests, stall.delayed_requests)
         end = stall.started_at + stall.duration
         self.first = (
             min(self.first, stall.started_at) if self.first is not None else stall.started_at
@@ -191,6 +193,10 @@ def summarize(found: Iterable[Found], choice: Choice, keep: int = MOST_KEPT) -> 
         if choice.takes(each.stall):
             summary.add(each)
     return summary
+
+
+def _sum(total: int | None, more: int | None) -> int | None:
+    return total if more is None else (total or 0) + more
 
 
 def _of(groups: dict[Key, Group], key: Key, most: int, fresh: Group) -> Group | None:

@@ -98,7 +98,7 @@ def _culprits(summary: Summary, top: int) -> list[str]:
 
 def _culprit(culprit: Culprit) -> list[str]:
     worst = culprit.worst
-    delayed = "-" if worst.delayed_requests is None else f"{culprit.delayed_requests:,}"
+    delayed = "-" if culprit.delayed_requests is None else f"{culprit.delayed_requests:,}"
     figures = words.seconds(culprit.seconds), f"{culprit.stalls:,}", words.seconds(worst.duration)
     lines = [f"{_right(*figures, delayed)}  {culprit.cause}"]
     lines += _styled(BOLD, fold(words.blamed(worst), _INDENT))

@@ -133,10 +133,9 @@ function victimsOf(stalls) {
 
 // The tree of blocked time. Runs of library frames are one node, unless they are asked for.
 function treeOf(stalls, withLibrary) {
-  const root = { name: "all", seconds: 0, children: new Map(), parent: null, depth: 0, library: true };
+  const root = { name: "all", seconds: sum(stalls, held), children: new Map(), parent: null, depth: 0, library: true };
   for (const [stack, group] of byKey(stalls, (stall) => stall.stack)) {
     const blocked = sum(group, held);
-    root.seconds += blocked;
     let node = root;
     for (const step of stack.length ? steps(stack, withLibrary) : unseen(group[0])) {
       if (!node.children.has(step.key)) {

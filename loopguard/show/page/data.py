@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,7 +13,6 @@ from loopguard.show.summary import process_key
 SCHEMA = 1
 # A request that had to wait is some 60 bytes, of which a stall may have a hundred: the longest stalls name theirs.
 _MOST_VICTIMS = 1_500
-_LENGTH_OF_ID = 12
 
 
 class Payload:
@@ -46,7 +46,7 @@ class Payload:
     def _row(self, stall: Stall) -> list[Any]:
         request, text = stall.request, self._text
         return [
-            stall.id[:_LENGTH_OF_ID],
+            _short(stall.id),
             round(stall.started_at - self._base, 3),
             round(stall.duration, 4),
             text(stall.cause),
@@ -169,3 +169,8 @@ def _brief(seconds: float | None) -> float | None:
 
 def _milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
+
+
+def _short(identity: str) -> str:
+    """What stands for the id on a page: shorter, and as unlikely to be another's whatever the ids look like."""
+    return hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()
