@@ -80,7 +80,8 @@ function culpritRow(page, culprit, open, largest) {
     cell("seconds-cell figure", seconds(culprit.seconds), element("span", { className: "track", "aria-hidden": "true" }, bar)),
     cell("count-cell figure", grouped.format(culprit.count), element("span", { className: "unit" }, culprit.count === 1 ? " stall" : " stalls")),
     cell("longest-cell figure", element("span", { className: "unit" }, "longest "), seconds(culprit.longest)),
-    cell("delayed-cell figure", culprit.delayed === null ? "—" : grouped.format(culprit.delayed), element("span", { className: "unit" }, " delayed")),
+    cell(`delayed-cell figure${culprit.delayed === null ? " nothing" : ""}`, culprit.delayed === null ? "—" : grouped.format(culprit.delayed),
+      element("span", { className: "unit" }, " delayed")),
     cell("cause-cell", swatch(culprit.cause), culprit.cause),
     cell("name-cell", toggle),
     cell("advice-cell", culprit.worst.advice || ""));

@@ -1,0 +1,93 @@
+"""Takes the pictures of docs/report.md anew, from a run of the demo: `python docs/screenshots.py` (needs Chromium)."""
+
+from __future__ import annotations
+
+import html
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import sync_playwright
+
+PICTURES = Path(__file__).with_name("pictures")
+ROOT = Path(__file__).resolve().parents[1]
+TERMINAL = """<!doctype html><meta charset="utf-8"><style>
+body { margin: 0; width: max-content; background: #17191d; }
+pre { margin: 0; padding: 18px 22px; color: #e4e6ea; font: 13px/1.45 "DejaVu Sans Mono", monospace; }
+b { color: #ffffff; } i { color: #a0a7b2; font-style: normal; }
+</style><pre>%s</pre>"""
+
+
+def main() -> None:
+    PICTURES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
+        folder = Path(name)
+        loopguard("demo", folder=folder)
+        text = loopguard("report", "loopguard-demo.jsonl", folder=folder, FORCE_COLOR="1")
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        page = folder / "loopguard-demo.html"
+        for scheme in ("light", "dark"):
+            picture(browser, page.as_uri(), f"report-{scheme}.png", scheme=scheme, open_row=True)
+        picture(browser, page.as_uri(), "report-phone.png", width=360)
+        terminal = folder / "terminal.html"
+        terminal.write_text(TERMINAL % marked_up(text), "utf-8")
+        picture(browser, terminal.as_uri(), "report-terminal.png", element="pre")
+        browser.close()
+
+
+def loopguard(*arguments: str, folder: Path, **variables: str) -> str:
+    """Run a command as a user does, and give what it prints."""
+    return subprocess.run(
+        [sys.executable, "-m", "loopguard", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "LOOPGUARD_ROOT": str(ROOT), **variables},
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ).stdout
+
+
+def picture(
+    browser: Any,
+    address: str,
+    name: str,
+    *,
+    width: int = 1280,
+    scheme: str = "light",
+    open_row: bool = False,
+    element: str = "",
+) -> None:
+    context = browser.new_context(
+        viewport={"width": width, "height": 860}, color_scheme=scheme, device_scale_factor=1
+    )
+    page = context.new_page()
+    page.goto(address)
+    if open_row:
+        page.locator(".toggle").last.click()
+        page.evaluate("scrollTo(0, 0); document.activeElement.blur()")
+    if element:
+        page.locator(element).screenshot(path=PICTURES / name)
+    else:
+        page.screenshot(path=PICTURES / name, full_page=open_row)
+    context.close()
+
+
+def marked_up(text: str) -> str:
+    """The terminal's bold and dim as elements."""
+    escaped = html.escape(text).replace("\x1b[1m", "<b>").replace("\x1b[2m", "<i>")
+    lines = []
+    for line in escaped.splitlines():
+        end = "</b>" if "<b>" in line else "</i>"
+        lines.append(line.replace("\x1b[0m", end))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
