@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import NoReturn
 
-from loopguard.cli import demo, diff, doctor, report
+from loopguard.cli import demo, diff, doctor, report, watch
 from loopguard.tell.printable import printable
 
-COMMANDS = (demo, doctor, report, diff)
+COMMANDS = (demo, doctor, report, diff, watch)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

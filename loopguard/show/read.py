@@ -24,7 +24,7 @@ _REMEMBERED_ONGOING = 2_000
 _GZIP = b"\x1f\x8b"
 
 # NaN and Infinity, which Python's own encoder writes and JSON does not know, are read as null.
-_decode = json.JSONDecoder(parse_constant=lambda _: None).decode
+decode = json.JSONDecoder(parse_constant=lambda _: None).decode
 
 
 class ReadError(Exception):
@@ -137,7 +137,7 @@ class Reader:
         if not line or line.isspace():
             return None
         try:
-            record = _decode(line.decode())
+            record = decode(line.decode())
             stall = stall_from(record, stack=False)
         except ForeignError:
             self.left_out.add(file, "no record of a stall", number)

@@ -103,3 +103,26 @@ def caveats(comparison: Comparison) -> list[str]:
             f"{comparison.before.requests:,} before and {comparison.after.requests:,} after."
         )
     return notes
+
+
+def line(stall: Stall) -> str:
+    """One stall in one line."""
+    so_far = "still held " if stall.ongoing else ""
+    return f"{clock(stall.started_at)}  {so_far}{seconds(stall.duration)}  {told(stall)}"
+
+
+def told(stall: Stall) -> str:
+    parts = [stall.cause, blamed(stall)]
+    if stall.call:
+        parts.append(f"calls {stall.call}")
+    parts += filter(None, [route_of(stall), stall.process.host])
+    return "  ".join(parts)
+
+
+def clock(unix: float) -> str:
+    moment = datetime.fromtimestamp(unix)  # noqa: DTZ006 - the reader's own clock
+    return f"{moment:%H:%M:%S}.{moment.microsecond // 100_000}"
+
+
+def route_of(stall: Stall) -> str:
+    return route(stall.request.method, stall.request.route) if stall.request else ""

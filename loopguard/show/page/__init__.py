@@ -24,6 +24,7 @@ SCRIPTS = (
     *("dom.js", "format.js", "data.js", "address.js", "filters.js", "timeline.js", "detail.js"),
     *("culprits.js", "victims.js", "icicle.js", "report.js"),
 )
+BEGIN, LIVE = "begin.js", "live.js"
 DIFF_SHEETS = ("base.css", "diff.css")
 DIFF_SCRIPTS = ("dom.js", "format.js", "diff.js")
 
@@ -40,7 +41,20 @@ def report_page(
         "left_out": left_out_as_json(left_out),
         "payload": Payload(summary.longest).to_dict(),
     }
-    return page(title or "Blocked event loops", data, SHEETS, SCRIPTS, lead=words.sentence(summary))
+    lead = words.sentence(summary)
+    return page(title or "Blocked event loops", data, SHEETS, (*SCRIPTS, BEGIN), lead=lead)[0]
+
+
+def live_page(payload: Mapping[str, Any], *, change: int, now: float) -> tuple[str, str]:
+    """The same page, which goes on from there: it asks `/events` for what came after that change. And its policy."""
+    data: dict[str, Any] = {
+        "title": "Blocked event loops, live",
+        "written_at": now,
+        "trace_url": None,
+        "change": change,
+        "payload": payload,
+    }
+    return page(data["title"], data, SHEETS, (*SCRIPTS, LIVE), connect="; connect-src 'self'")
 
 
 def diff_page(comparison: Comparison, *, title: str, written_at: float) -> str:
@@ -56,9 +70,8 @@ def diff_page(comparison: Comparison, *, title: str, written_at: float) -> str:
         "diff": comparison_as_json(comparison),
     }
     lead = ". ".join(data["sides"])
-    return page(
-        title or "Blocked event loops, compared", data, DIFF_SHEETS, DIFF_SCRIPTS, lead=lead
-    )
+    title = title or "Blocked event loops, compared"
+    return page(title, data, DIFF_SHEETS, DIFF_SCRIPTS, lead=lead)[0]
 
 
 def page(
@@ -66,19 +79,23 @@ def page(
     data: Mapping[str, Any],
     sheets: Iterable[str],
     scripts: Iterable[str],
+    *,
     lead: str = "",
-) -> str:
-    """A page of these style sheets, scripts and data; `lead` is what it says where no script may run."""
+    connect: str = "",
+) -> tuple[str, str]:
+    """A page of these style sheets, scripts and data, and its policy; `lead` is what it says where no script may run."""
     style = "\n".join(map(part, sheets))
     script = '(() => {\n"use strict";\n' + "\n".join(map(part, scripts)) + "\n})();"
-    return Template(part("page.html")).substitute(
-        policy=policy(style, script),
+    allowed = policy(style, script) + connect
+    content = Template(part("page.html")).substitute(
+        policy=allowed,
         title=escape(title),
         lead=escape(lead),
         style=style,
         data=embedded(data),
         script=script,
     )
+    return content, allowed
 
 
 def policy(style: str, script: str) -> str:

@@ -22,6 +22,7 @@ function sentence(page) {
 function notes(data) {
   const { total, left_out: leftOut, payload } = data;
   const found = [];
+  if (!total) return found; // a page that goes on
   if (total.stalls > payload.stalls.length) {
     found.push(`Of ${number(total.stalls, "stall")} (${seconds(total.seconds)} in all) these are the longest ${grouped.format(payload.stalls.length)}.`);
   }
@@ -32,7 +33,7 @@ function notes(data) {
   return found.map((words) => element("p", { className: "note" }, words));
 }
 
-function start(data) {
+function start(data, ...before) {
   const store = createStore();
   take(store, data.payload);
   const page = { store, state: stateFrom(location.hash), traceUrl: data.trace_url, stalls: [] };
@@ -62,10 +63,8 @@ function start(data) {
   const over = element("p", { className: "over" }, data.title || "Blocked event loops",
     element("span", {}, `written ${day(data.written_at)} ${clock(data.written_at)}`));
   const main = document.getElementById("page");
-  main.replaceChildren(element("header", {}, over, lead, ...notes(data)), filters.node, ...sections.map((part) => part.node));
+  main.replaceChildren(element("header", {}, over, lead, ...notes(data)), ...before, filters.node, ...sections.map((part) => part.node));
   page.draw();
   main.dataset.ready = "true";
   return page;
 }
-
-start(JSON.parse(document.getElementById("data").textContent));
