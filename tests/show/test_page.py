@@ -231,7 +231,7 @@ def test_a_trace_id_is_copied(fleet_page: Path, browser: Any) -> None:
         page.context.grant_permissions(["clipboard-read", "clipboard-write"])
         page.locator("#copy-trace").click()
         shown = page.locator("#opened dl .trace").inner_text()
-        page.wait_for_function("document.getElementById('copy-trace').textContent === 'copied'")
+        page.locator("#copy-trace", has_text="copied").wait_for()
         assert page.evaluate("navigator.clipboard.readText()") == shown
 
 
