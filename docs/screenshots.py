@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,10 @@ def main() -> None:
         page = folder / "loopguard-demo.html"
         for scheme in ("light", "dark"):
             picture(browser, page.as_uri(), f"report-{scheme}.png", scheme=scheme, open_row=True)
-        picture(browser, page.as_uri(), "report-phone.png", width=360)
         terminal = folder / "terminal.html"
         terminal.write_text(TERMINAL % marked_up(text), "utf-8")
         picture(browser, terminal.as_uri(), "report-terminal.png", element="pre")
+        live_picture(browser, folder / "loopguard-demo.jsonl", "watch-web.png")
         browser.close()
 
 
@@ -59,13 +61,12 @@ def picture(
     address: str,
     name: str,
     *,
-    width: int = 1280,
     scheme: str = "light",
     open_row: bool = False,
     element: str = "",
 ) -> None:
     context = browser.new_context(
-        viewport={"width": width, "height": 860}, color_scheme=scheme, device_scale_factor=1
+        viewport={"width": 1280, "height": 860}, color_scheme=scheme, device_scale_factor=1
     )
     page = context.new_page()
     page.goto(address)
@@ -77,6 +78,30 @@ def picture(
     else:
         page.screenshot(path=PICTURES / name, full_page=open_row)
     context.close()
+
+
+def live_picture(browser: Any, records: Path, name: str) -> None:
+    """The live page, while a stall of the demo lasts once more."""
+    following = records.with_name("followed.jsonl")
+    shutil.copy(records, following)
+    command = [sys.executable, "-m", "loopguard", "watch", str(following), "--web", "--no-open"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as watch:
+        assert watch.stdout
+        address = watch.stdout.readline().split()[1]
+        context = browser.new_context(viewport={"width": 1280, "height": 560})
+        page = context.new_page()
+        page.goto(address)
+        page.wait_for_selector("main[data-ready]")
+        last = json.loads(records.read_text().splitlines()[-1])
+        now = {"id": "now", "ongoing": True, "started_at": time.time() - 1, "duration": 1.0}
+        with following.open("a") as file:
+            file.write(json.dumps({**last, **now}) + "\n")
+        page.wait_for_selector(".lasting")
+        page.wait_for_timeout(1000)
+        page.screenshot(path=PICTURES / name)
+        context.close()
+        watch.terminate()
 
 
 def marked_up(text: str) -> str:
