@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "integrations": DATA | {"installation", "testing"},
     "loopguard": DATA | {"guard", "installation"},
     "diagnosis": DATA | {"black_box", "capture", "guard", "integrations.asgi", "watch"},
-    "cli": DATA | {"tell", "show", "loopguard", "diagnosis"},
+    "cli": DATA | {"tell", "show", "loopguard", "diagnosis", "black_box"},
     "__main__": {"cli"},
 }
 

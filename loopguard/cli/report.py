@@ -9,6 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, get_args
 
+from loopguard.black_box.search import records_in
 from loopguard.cli import arguments, output
 from loopguard.cli.progress import Progress
 from loopguard.record import Cause
@@ -67,7 +68,7 @@ def add_files(parser: argparse.ArgumentParser) -> None:
         "files",
         metavar="FILE",
         nargs="+",
-        help="JSONL, plain or gzipped, a directory of it, or - for stdin",
+        help="JSONL, plain or gzipped, a directory of it, a black box, or - for stdin",
     )
 
 
@@ -135,7 +136,7 @@ def read(files: list[str], choice: Choice, keep: int) -> tuple[Summary, LeftOut]
         ReadError: one of them is not to be had.
     """
     with Progress() as progress:
-        reader = Reader(files, progress=progress)
+        reader = Reader(files, progress=progress, remains=records_in)
         progress.size = reader.size
         summary = summarize(reader, choice, keep)
     for skipped in reader.left_out.skipped.values():

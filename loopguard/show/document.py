@@ -26,6 +26,7 @@ def document(
         "totals": {
             "stalls": summary.stalls,
             "seconds": _round(summary.seconds),
+            "fatal": summary.fatal,
             "not_scheduled": summary.not_scheduled,
             "not_scheduled_seconds": _round(summary.not_scheduled_seconds),
             "delayed_requests": summary.delayed_requests,

@@ -62,12 +62,13 @@ class LeftOut:
 
 
 class Found:
-    """A record that was read. `stall` is without its stack, `whole()` with it."""
+    """A record that was read. `stall` is without its stack, `whole()` with it; `fatal`: its process did not survive it."""
 
-    __slots__ = ("_record", "stall")
+    __slots__ = ("_record", "fatal", "stall")
 
     def __init__(self, stall: Stall, record: object) -> None:
         self.stall = stall
+        self.fatal = isinstance(record, dict) and record.get("fatal") is True
         self._record = record
 
     def whole(self) -> Stall:
@@ -91,17 +92,25 @@ class Reader:
 
     Each stall once: a copy is left out, and so is the early record of a stall whose final one is there. An early
     record without one comes last: that process died, or is still held. Both only as far as the memory goes: of the
-    latest 300,000 stalls, and 2,000 early records.
+    latest 300,000 stalls, and 2,000 early records. Of a directory `remains` gives what else lies there: the records of a
+    black box.
 
     Raises:
         ReadError: at once, where a file does not exist; later, where one cannot be opened.
     """
 
     def __init__(
-        self, paths: Iterable[str], *, progress: Callable[[int], object] | None = None
+        self,
+        paths: Iterable[str],
+        *,
+        progress: Callable[[int], object] | None = None,
+        remains: Callable[[str], Iterable[object]] = lambda _: (),
     ) -> None:
+        paths = list(paths)
         self.left_out = LeftOut()
         self.files = list(_files(paths))
+        self._directories = [path for path in paths if path != STDIN and Path(path).is_dir()]
+        self._remains = remains
         self._progress = progress
         self._ids: dict[int, None] = {}
         self._ongoing: dict[str, Stall] = {}
@@ -114,7 +123,15 @@ class Reader:
     def __iter__(self) -> Iterator[Found]:
         for file in self.files:
             yield from self._read(file)
+        for directory in self._directories:
+            yield from self._left_in(directory)
         yield from (Whole(stall) for stall in self._ongoing.values())
+
+    def _left_in(self, directory: str) -> Iterator[Found]:
+        for number, record in enumerate(self._remains(directory), 1):
+            found = self._parsed(directory, number, record)
+            if found is not None:
+                yield found
 
     def _read(self, file: str) -> Iterator[Found]:
         number = 0
@@ -138,13 +155,18 @@ class Reader:
             return None
         try:
             record = decode(line.decode())
+        except (ValueError, RecursionError):
+            self.left_out.add(file, "no JSON, or half a line", number)
+            return None
+        return self._parsed(file, number, record)
+
+    def _parsed(self, file: str, number: int, record: object) -> Found | None:
+        try:
             stall = stall_from(record, stack=False)
         except ForeignError:
             self.left_out.add(file, "no record of a stall", number)
         except NewerError:
             self.left_out.add(file, "of a later version of loopguard", number)
-        except (ValueError, RecursionError):
-            self.left_out.add(file, "no JSON, or half a line", number)
         else:
             return self._once(Found(stall, record))
         return None

@@ -94,7 +94,7 @@ def process_key(stall: Stall) -> tuple[str, str, int]:
 
 
 class Summary:
-    """What was seen in all. Totals count every stall; groups beyond a bound count in the totals only (`ungrouped`).
+    """What was seen in all; `fatal` is how many stalls their process did not survive. Totals count every stall; groups beyond a bound count in the totals only (`ungrouped`).
 
     Of the stalls themselves only the `keep` longest are held.
     """
@@ -104,6 +104,7 @@ class Summary:
         self.seconds = 0.0
         self.not_scheduled = 0
         self.not_scheduled_seconds = 0.0
+        self.fatal = 0
         self.delayed_requests: int | None = None
         self.first: float | None = None
         self.last: float | None = None
@@ -117,6 +118,7 @@ class Summary:
     def add(self, found: Found) -> None:
         stall = found.stall
         self.stalls += 1
+        self.fatal += found.fatal
         self._count(stall)
         self._group(stall)
         entry = stall.duration, -self.stalls

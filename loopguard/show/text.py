@@ -141,7 +141,7 @@ def _more(count: int, noun: str) -> list[str]:
 
 
 def _foot(summary: Summary, left_out: LeftOut) -> list[str]:
-    notes = [words.not_scheduled(summary)]
+    notes = [words.fatal(summary), words.not_scheduled(summary)]
     if left_out.lines:
         notes.append(f"{words.number(left_out.lines, 'line')} left out (see stderr).")
     if summary.ungrouped:

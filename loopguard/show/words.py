@@ -66,6 +66,13 @@ def sentence(summary: Summary) -> str:
     return f"{said}; worst: {worst.culprit.function}, {place(worst.culprit)}."
 
 
+def fatal(summary: Summary) -> str | None:
+    """How many processes ended in a stall; None if none."""
+    if not summary.fatal:
+        return None
+    return f"{number(summary.fatal, 'stall')} ended with the process, which did not survive it."
+
+
 def not_scheduled(summary: Summary) -> str | None:
     """What the system is to blame for; None if nothing."""
     if not summary.not_scheduled:

@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import IO
 
 import pytest
 
+import loopguard
 from loopguard.cli import main
 from loopguard.cli.progress import Progress
 from tests.show.records import STARTED_AT, stall, write
@@ -158,6 +160,47 @@ def test_it_needs_no_extra(records: str) -> None:
             check=False,
         )
         assert (done.returncode, done.stderr) == (0, b"")
+
+
+KILLED = """
+import asyncio, time
+import loopguard
+
+async def main():
+    await asyncio.sleep(0.2)
+    print("now", flush=True)
+    time.sleep(60)
+
+with loopguard.install(budget=0.1, black_box="box", jsonl="stalls.jsonl"):
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="the black box is looked at where it is complete"
+)
+def test_of_a_black_box_it_tells_what_a_killed_process_was_doing(tmp_path: Path) -> None:
+    """Once, though the early record in the JSONL is of the same stall."""
+    (tmp_path / "box").mkdir()
+    (tmp_path / "killed.py").write_text(KILLED)
+    root = Path(loopguard.__file__).parent.parent
+    with subprocess.Popen(
+        [sys.executable, "killed.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "now\n"
+        time.sleep(1.0)
+        process.kill()
+    done = report(str(tmp_path / "box"), str(tmp_path / "stalls.jsonl"))
+    assert done.stderr == ""
+    assert "in 1 stall, 1 process," in done.stdout
+    assert "killed.py:8 in main" in done.stdout
+    assert "1 stall ended with the process, which did not survive it." in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,8 @@ def watching(*arguments: str, **streams: Any) -> Iterator[subprocess.Popen[str]]
         [sys.executable, "-m", "loopguard", "watch", *arguments],
         text=True,
         env={**clean, "TERM": "xterm-256color"},
+        # A job in the background of a shell ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         **streams,
     )
     try:

@@ -38,6 +38,7 @@ def report_page(
         "written_at": written_at,
         "trace_url": trace_url,
         "total": {"stalls": summary.stalls, "seconds": round(summary.seconds, 3)},
+        "fatal": words.fatal(summary),
         "left_out": left_out_as_json(left_out),
         "payload": Payload(summary.longest).to_dict(),
     }

@@ -23,6 +23,7 @@ function notes(data) {
   const { total, left_out: leftOut, payload } = data;
   const found = [];
   if (!total) return found; // a page that goes on
+  if (data.fatal) found.push(data.fatal);
   if (total.stalls > payload.stalls.length) {
     found.push(`Of ${number(total.stalls, "stall")} (${seconds(total.seconds)} in all) these are the longest ${grouped.format(payload.stalls.length)}.`);
   }
