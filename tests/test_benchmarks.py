@@ -111,3 +111,17 @@ def test_the_cost_of_a_report_is_measured(tmp_path: Path) -> None:
     for named in figures.values():
         assert set(named) == {"floor", "pause", "cpu"}
         assert all(math.isfinite(value) and value >= 0 for value in named.values())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads the peak of memory in kilobytes")
+def test_the_report_is_measured(tmp_path: Path) -> None:
+    """How large the page is does not depend on the machine: that is held to."""
+    out = tmp_path / "figures.json"
+    script = ROOT / "benchmarks" / "report.py"
+    subprocess.run(
+        [sys.executable, str(script), "--quick", "--json", str(out)], check=True, timeout=110
+    )
+    figures = json.loads(out.read_text())
+    assert figures["page.megabytes"] <= 1.0
+    assert figures["gigabyte.peak_mb"] <= 300.0
+    assert {"page.written_s", "gigabyte.read_s", "gigabyte.read_cpu_s"} <= set(figures)

@@ -172,6 +172,14 @@ def test_the_table_has_every_finding_once(demo: Ended) -> None:
         assert f"GET {record['request']['route']}\n" in table
 
 
+def test_the_report_page_stands_beside_the_records(demo: Ended) -> None:
+    page = demo.directory / "loopguard-demo.html"
+    assert f"Their report: {page.as_uri()}" in demo.out
+    written = page.read_text().replace("\\u003c", "<").replace("\\u003e", ">")
+    assert all(record["process"]["instance"] in written for record in demo.records())
+    assert all(record["culprit"]["function"] in written for record in named(demo.records()))
+
+
 def test_the_records_are_a_file_begun_anew_and_it_says_where(demo: Ended) -> None:
     path = demo.directory / "loopguard-demo.jsonl"
     assert f"{len(demo.records())} records in {path}" in demo.out
@@ -184,7 +192,10 @@ def test_without_a_terminal_there_are_no_colours(demo: Ended) -> None:
 def test_a_route_that_it_does_not_know_is_found_too(tmp_path: Path) -> None:
     """Nothing in the demo knows what is to come out; and records are appended to a file that was asked for."""
     (tmp_path / "asked.jsonl").write_text('{"from": "earlier"}\n')
+    (tmp_path / "asked.html").write_text("mine")
     ended = run_added(tmp_path, "{'jsonl': 'asked.jsonl'}")
+    assert (tmp_path / "asked.html").read_text() == "mine"
+    assert "asked.html: File exists" in ended.out
     assert ended.code == 0, ended.err
     earlier, *records = ended.records("asked.jsonl")
     assert earlier == {"from": "earlier"}

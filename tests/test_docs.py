@@ -15,6 +15,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 import loopguard
 from loopguard.evidence import StoodStill
 from loopguard.record import Cause, Delayed, Stall
+from loopguard.show.diff import compare, comparison_as_json
+from loopguard.show.document import document
+from loopguard.show.read import LeftOut
+from loopguard.show.summary import Summary
 from loopguard.tell import metrics
 from loopguard.tell.log import stall_fields
 from loopguard.tell.spans import Spans
@@ -22,6 +26,7 @@ from tests.records import STARTED_NS, make_report, make_stall
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "signals.md").read_text()
 HOW = (Path(__file__).resolve().parents[1] / "docs" / "how-it-works.md").read_text()
+REPORT = (Path(__file__).resolve().parents[1] / "docs" / "report.md").read_text()
 
 
 def _section(title: str) -> str:
@@ -100,3 +105,24 @@ def test_the_statistics_page_names_each_count() -> None:
 def test_each_cause_is_explained() -> None:
     named = set(re.findall(r"^\| `(\w+)` \|", HOW, re.MULTILINE))
     assert named == set(get_args(Cause))
+
+
+def test_the_report_page_names_each_field_of_the_json() -> None:
+    told = document(Summary(), LeftOut(), title="", written_at=0.0)
+    table = REPORT.partition("\n## The JSON\n")[2].partition("\n## ")[0]
+    assert _first_column(table) - {"field"} == set(told)
+    (totals,) = (line for line in table.splitlines() if line.startswith("| `totals`"))
+    assert set(re.findall(r"`(\w+)`", totals)) - {"totals"} == set(told["totals"])
+
+
+def test_the_report_page_names_each_field_of_the_diff() -> None:
+    told = comparison_as_json(compare(Summary(), Summary()))
+    words = set(re.findall(r"`(\w+)`", REPORT.partition("As JSON: ")[2]))
+    assert set(told) | set(told["before"]) <= words
+
+
+def test_each_picture_of_the_report_page_is_there() -> None:
+    pictures = re.findall(r"\]\((pictures/[^)]+)\)", REPORT)
+    assert pictures
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    assert [name for name in pictures if not (docs / name).is_file()] == []

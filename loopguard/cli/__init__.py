@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import NoReturn
 
-from loopguard.cli import demo, doctor, profile
+from loopguard.cli import demo, diff, doctor, profile, report, watch
 from loopguard.tell.printable import printable
 
-COMMANDS = (demo, doctor, profile)
+COMMANDS = (demo, doctor, report, diff, watch, profile)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

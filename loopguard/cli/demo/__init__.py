@@ -6,8 +6,8 @@ import argparse
 import importlib.util
 import sys
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
+from loopguard.cli.arguments import trace_url
 from loopguard.cli.demo.signals import leave, signals
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--trace-url",
         metavar="TEMPLATE",
-        type=_trace_url,
+        type=trace_url,
         default=JAEGER,
         help="where a trace is to be seen (default: %(default)s)",
     )
@@ -56,11 +56,3 @@ def run(options: argparse.Namespace) -> int:
 
         app = load_shop()
     return run_demo(app, jsonl=options.jsonl, serve=options.serve, trace_url=options.trace_url)
-
-
-def _trace_url(template: str) -> str:
-    if urlsplit(template).scheme not in ("http", "https") or not template.isprintable():
-        raise argparse.ArgumentTypeError(f"{template!r} is not an http or https address")
-    if "{trace_id}" not in template:
-        raise argparse.ArgumentTypeError(f"{template!r} does not contain {{trace_id}}")
-    return template

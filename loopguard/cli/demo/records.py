@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import TextIO
 
+from loopguard.cli import output
 from loopguard.cli.demo import DEFAULT_JSONL
 from loopguard.record import Stall
+from loopguard.show.choose import Choice
+from loopguard.show.page import report_page
+from loopguard.show.read import Reader, ReadError
+from loopguard.show.summary import summarize
 from loopguard.tell.jsonl import json_line
+from loopguard.tell.printable import printable
+
+TITLE = "loopguard demo"
 
 
 class RecordsError(Exception):
@@ -27,6 +36,7 @@ class Records:
         self.path = (
             None if asked == "-" else Path(DEFAULT_JSONL if asked is None else asked).absolute()
         )
+        self._own = asked is None
         self.stage: TextIO = sys.stderr if asked == "-" else sys.stdout
         if asked is None:
             _remove(Path(DEFAULT_JSONL))
@@ -35,6 +45,24 @@ class Records:
         self.stalls.append(stall)
         if self.path is None:
             print(json_line(stall.to_dict()), flush=True)
+
+    def write_page(self, trace_url: str | None) -> str:
+        """Write the report of the file beside it, and say where. A page of that name stays, but for the demo's own.
+
+        For records that go to a file.
+        """
+        assert self.path
+        page = self.path.with_suffix(".html")
+        try:
+            reader = Reader([str(self.path)])
+            summary = summarize(reader, Choice())
+            content = report_page(
+                summary, reader.left_out, title=TITLE, written_at=time.time(), trace_url=trace_url
+            )
+            output.write(content, str(page), force=self._own)
+        except (ReadError, output.OutputError) as error:
+            return f"No report page: {printable(str(error))}"
+        return f"Their report: {printable(page.as_uri())}"
 
     def __str__(self) -> str:
         return f"{len(self.stalls)} records in {self.path or 'stdout'}"

@@ -98,6 +98,8 @@ def _perform(
         if traces:
             traces.show(console, records.stalls, trace_url)
         console.print(f"\n{records}")
+        if records.path:
+            console.print(records.write_page(trace_url if traces else None))
 
     def when_visitors_left() -> None:
         calls = visitors.answer()
