@@ -25,6 +25,7 @@ from tests.real.truth import Held, append
 
 TELEMETRY = os.environ["REAL_TELEMETRY"]
 BUDGET = 0.1
+NOTICE = 0.03  # in which those that are to become ready in mid-stall plan when
 
 Next = Callable[[Request], Awaitable[Response]]
 
@@ -85,7 +86,7 @@ if TELEMETRY != "none":
 
 app = FastAPI(lifespan=lifespan)
 mounted = FastAPI()
-never = asyncio.Event()
+about_to_hold = asyncio.Event()
 
 
 @app.get("/quick/{item}")
@@ -113,6 +114,7 @@ async def wait(milliseconds: int) -> None:
 @app.get("/at/{milliseconds}")
 async def at(milliseconds: int) -> None:
     """Waits until so long after the line that blocks has begun, and notes when it went on."""
+    await about_to_hold.wait()
     due = app.state.begins + milliseconds / 1000
     await asyncio.sleep(due - time.time())
     context = trace.get_current_span().get_span_context()
@@ -122,8 +124,10 @@ async def at(milliseconds: int) -> None:
 
 @app.get("/hold/{milliseconds}")
 async def hold(milliseconds: int, after: int = 0, rest: int = 0) -> None:
-    app.state.begins = time.time() + after / 1000
     await asyncio.sleep(after / 1000)
+    app.state.begins = time.time() + NOTICE
+    about_to_hold.set()
+    await asyncio.sleep(NOTICE)
     append(os.environ["REAL_STARTS"], {"case": "begins"})
     with Held("hold", resumed=True):
         time.sleep(milliseconds / 1000)

@@ -12,7 +12,7 @@ pytest.importorskip("fastapi", reason="needs the extra `fastapi`")
 pytest.importorskip("opentelemetry.sdk", reason="needs the extra `otlp`")
 pytest.importorskip("uvicorn", reason="needs the extra `demo`")
 
-from tests.delays.client import Asked, close_all, connections
+from tests.delays.client import Asked
 from tests.delays.scenes import HELD, Scene, play, record_of, rows_of, spans_of, truth_of, warm
 from tests.jaeger import Jaeger, Span, find_jaeger, running_jaeger
 from tests.places.servers import UVICORN, serve
@@ -84,10 +84,8 @@ def scene(
 
         async def ask() -> None:
             await warm(server.url)
-            ats = asyncio.create_task(ask_at(server.url, waited["at"]))
-            flying = [*waited["tick"], *innocent["wait"]]
+            flying = [*waited["tick"], *waited["at"], *innocent["wait"]]
             await play(server, culprit, flying, waited["queued"], innocent["after"])
-            await ats
 
         asyncio.run(ask())
         truth = truth_of(server)
@@ -96,14 +94,6 @@ def scene(
     played = Scene(culprit, waited, innocent, truth, record, spans, rows_of(server.starts, "at"))
     played.settle()
     return played
-
-
-async def ask_at(url: str, ats: list[Asked]) -> None:
-    """When the culprit was asked for: only then is it known when its line begins."""
-    await asyncio.sleep(0.5)
-    made = await connections(url, len(ats))
-    await asyncio.gather(*(each.ask(asked) for each, asked in zip(made, ats, strict=True)))
-    close_all(made)
 
 
 def test_exactly_those_that_waited_are_named_and_each_once(scene: Scene) -> None:
