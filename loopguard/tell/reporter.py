@@ -387,18 +387,17 @@ class Reporter:
         allowed: bool,
         delays: tuple[StoodStill, ...],
     ) -> None:
-        held, offset = incident.held, incident.wall_offset_ns
         report = Report(
             stall=stall,
             context=explained.context,
-            started_ns=held.start_ns + offset,
-            ended_ns=held.end_ns + offset,
-            error_ns=held.error_ns,
+            started_ns=round(stall.started_at * 1e9),
+            ended_ns=round((stall.started_at + stall.duration) * 1e9),
+            error_ns=round(stall.duration_error * 1e9),
             allowed=allowed,
             thread_id=incident.thread_id,
             request_context=explained.request_context,
-            began_ns=held.start_ns,
-            withheld_ns=held.beat.run_delay_ns,
+            began_ns=incident.held.start_ns,
+            withheld_ns=incident.held.beat.run_delay_ns,
             delays=delays,
         )
         for subscription, outlet in self._outlets:
