@@ -70,10 +70,15 @@ class _Slow(BaseHTTPRequestHandler):
         """Say nothing: the demo has enough to say."""
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """Say nothing: who asked was killed in the middle, and hears no answer."""
+
+
 @contextlib.contextmanager
 def slow_service() -> Iterator[str]:
     """Serve any path on loopback, after a while; gives the address."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Slow)
+    server = _Server(("127.0.0.1", 0), _Slow)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
 
