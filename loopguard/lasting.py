@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextvars import Context
+
+# Seconds. Where all fails at once, as without memory, no CPU is burnt.
+_REST = 0.001
 
 
 class LastingThread(threading.Thread):
@@ -33,6 +37,7 @@ class LastingThread(threading.Thread):
                     return
                 except BaseException as error:
                     self._struck(error)
+                    time.sleep(_REST)
             except BaseException:  # noqa: S112 - struck again in the middle of telling of it
                 continue
 
