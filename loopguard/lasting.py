@@ -18,6 +18,9 @@ class LastingThread(threading.Thread):
     and at any point of it (PyThreadState_SetAsyncExc).
     """
 
+    # Debuggers of pydevd's kind (VS Code, PyCharm) then neither show, trace nor suspend it.
+    pydev_do_not_trace = is_pydev_daemon_thread = True
+
     def __init__(
         self, name: str, work: Callable[[], None], struck: Callable[[BaseException], None]
     ) -> None:
