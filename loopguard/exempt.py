@@ -16,7 +16,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-_DEBUGGERS = frozenset({"bdb", "debugpy", "ipdb", "pdb", "pudb", "pydevd", "_pydevd_bundle"})
+_DEBUGGERS = frozenset(
+    {"bdb", "debugpy", "ipdb", "pdb", "pdbpp", "pudb", "pydevd", "_pydevd_bundle"}
+)
 """Whose frames stand above the line where a debugger has stopped (VS Code and PyCharm: those of pydevd)."""
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from tests.faults.script import PRELUDE, ROOT, ran
 from tests.reliability import Say
+from tests.threads import wait_until
 
 HELD = """
 import logging
@@ -317,19 +318,21 @@ class Debugger:
 )
 @pytest.mark.timeout(300)
 def test_a_breakpoint_of_debugpy_is_no_stall(agents: Path, tmp_path: Path, row: Say) -> None:
-    script = tmp_path / "script.py"
+    script, output = tmp_path / "script.py", tmp_path / "output"
     script.write_text(PRELUDE + DEBUGPY)
-    child = subprocess.Popen(
-        [agents, "-Xfrozen_modules=off", str(script)],
-        cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with child:
-        assert child.stdout is not None
-        debugger = Debugger(int(child.stdout.readline()))
+    # A file, for debugpy's own child outlives it and would keep a pipe open.
+    with output.open("wb") as file:
+        child = subprocess.Popen(
+            [agents, "-Xfrozen_modules=off", str(script)],
+            cwd=ROOT,
+            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+        )
+    try:
+        wait_until(lambda: "\n" in output.read_text())
+        debugger = Debugger(int(output.read_text().split()[0]))
         debugger.ask("initialize", adapterID="test", clientID="test")
         debugger.ask("attach", justMyCode=False)
         debugger.wait_for("initialized")
@@ -337,10 +340,12 @@ def test_a_breakpoint_of_debugpy_is_no_stall(agents: Path, tmp_path: Path, row: 
         stopped = debugger.wait_for("stopped")
         time.sleep(1)
         debugger.ask("continue", threadId=stopped["threadId"])
-        output, errors = child.communicate(timeout=60)
+        assert child.wait(60) == 0, output.read_text()
         debugger.close()
-    assert child.returncode == 0, errors
-    said = json.loads(output.splitlines()[-1])
+    finally:
+        child.kill()
+        child.wait()
+    said = json.loads(output.read_text().splitlines()[-1])
     assert said["calls"] == ["time.sleep"]
     assert [stall for stall in said["stalls"] if stall["duration"] > 0.7 and stall["culprit"]] == []
     row("no code is blamed for it; what blocks after it is told")
