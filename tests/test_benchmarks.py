@@ -142,7 +142,9 @@ def test_the_soak_accounts_for_every_stall() -> None:
     rows = dict(row.strip("| ").split(" | ", 1) for row in done.stdout.splitlines()[2:9])
     told, _, missing = rows["told of those injected; twice; not at all"].split("; ")
     assert int(told) + int(missing) == 45
-    assert int(missing) <= 2, done.stdout + done.stderr  # where the machine gave the watchdog no CPU
+    assert int(missing) <= 2, (
+        done.stdout + done.stderr
+    )  # where the machine gave the watchdog no CPU
     assert rows["heard by `on_stall`; spans; `sink_errors`"].endswith("; 0")
     heard, spans, _ = rows["heard by `on_stall`; spans; `sink_errors`"].split("; ")
     assert heard == spans

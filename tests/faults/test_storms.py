@@ -171,8 +171,7 @@ def test_a_flood_of_records_is_counted_exactly(tmp_path: Path, row: Say, at_leng
     lost = stats["dropped"] + stats["sink_errors"]
     lines = path.read_text().count("\n")
     assert lines <= said["put"] <= lines + lost
-    assert stats["logged"] <= 100
-    assert done.stderr.count('"event":"event_loop.stall"') <= 100
+    assert done.stderr.count('"event":"event_loop.stall"') == stats["logged"] <= 200  # 100 a minute
     assert said["kept"] == 256
     assert said["grown"] < 30
     row(
