@@ -16,6 +16,12 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+_DEBUGGERS = frozenset(
+    {"bdb", "debugpy", "ipdb", "pdb", "pdbpp", "pudb", "pydevd", "_pydevd_bundle"}
+)
+"""Whose frames stand above the line where a debugger has stopped (VS Code and PyCharm: those of pydevd)."""
+
+
 class _Permit:
     """One block while it is entered, and when it was left (CLOCK_MONOTONIC): a task that was started in it carries
     it on in its context for as long as it lives."""
@@ -92,6 +98,12 @@ def reason_in(context: Context, since_ns: int = 0) -> str | None:
         if permit.left_ns is None or permit.left_ns >= since_ns:
             return permit.reason
     return None
+
+
+def debugger_in(modules: Iterable[str | None]) -> str | None:
+    """Why a callback on whose stack these modules were may hold the loop: somebody stands in a debugger there."""
+    tops = {(module or "").partition(".")[0] for module in modules}
+    return "debugger" if tops & _DEBUGGERS else None
 
 
 def matches(patterns: Iterable[str], names: Iterable[str | None]) -> str | None:

@@ -24,6 +24,7 @@ from loopguard.capture.aftermath import RequestsAround
 from loopguard.capture.clocks import run_delay_works, thread_cpu_works
 from loopguard.capture.collector import CollectorClock
 from loopguard.capture.contexts import ContextReader
+from loopguard.capture.frames import in_main_interpreter
 from loopguard.capture.lifespan import Lifespan
 from loopguard.capture.looks import Observer
 from loopguard.capture.others import OtherThreads
@@ -40,6 +41,7 @@ from loopguard.lasting import LastingThread
 from loopguard.record import Phase, Process, Severity, Stall
 from loopguard.tell.identity import Identity, own_version
 from loopguard.tell.jsonl import JsonLines
+from loopguard.tell.log import log_event
 from loopguard.tell.marks import Marks
 from loopguard.tell.metrics import Metrics, Sources
 from loopguard.tell.outlet import Outlet
@@ -92,10 +94,17 @@ class Guard:
         self._held: dict[int, list[Outlet]] = {}  # by the thread that is forking
 
     def start(self, on_uninstall: Callable[[], None], with_next_loop: bool = False) -> None:
-        """Begin to watch, or be dormant until a loop runs; does nothing where the option `enabled` is off."""
+        """Begin to watch, or be dormant until a loop runs.
+
+        Does nothing where the option `enabled` is off, or in a sub-interpreter.
+        """
         self._on_uninstall = on_uninstall
         _started.add(self)
-        if self._config.enabled and with_next_loop:
+        if not in_main_interpreter():
+            if self._config.log:
+                with suppress(Exception):  # the user's own logging
+                    log_event("info", GUARD, {"off": "sub-interpreters are not watched"})
+        elif self._config.enabled and with_next_loop:
             self._dormant = True
             self._hook.install()
         elif self._config.enabled:

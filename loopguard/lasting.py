@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextvars import Context
+
+# Seconds. Where all fails at once, as without memory, no CPU is burnt.
+_REST = 0.001
 
 
 class LastingThread(threading.Thread):
@@ -13,6 +17,9 @@ class LastingThread(threading.Thread):
     Not only our own mistakes raise: some supervisors raise an exception in every thread of the process, from outside
     and at any point of it (PyThreadState_SetAsyncExc).
     """
+
+    # Debuggers of pydevd's kind (VS Code, PyCharm) then neither show, trace nor suspend it.
+    pydev_do_not_trace = is_pydev_daemon_thread = True
 
     def __init__(
         self, name: str, work: Callable[[], None], struck: Callable[[BaseException], None]
@@ -33,6 +40,7 @@ class LastingThread(threading.Thread):
                     return
                 except BaseException as error:
                     self._struck(error)
+                    time.sleep(_REST)
             except BaseException:  # noqa: S112 - struck again in the middle of telling of it
                 continue
 

@@ -1,4 +1,4 @@
-"""No test leaves a guard behind."""
+"""No test leaves a guard behind; and the tests of faults write a page of the documentation."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 import loopguard
+from tests.reliability import (  # noqa: F401 - pytest finds these here
+    at_length,
+    pytest_addoption,
+    pytest_runtest_logreport,
+    pytest_sessionfinish,
+    row,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -125,3 +125,26 @@ def test_the_report_is_measured(tmp_path: Path) -> None:
     assert figures["page.megabytes"] <= 1.0
     assert figures["gigabyte.peak_mb"] <= 300.0
     assert {"page.written_s", "gigabyte.read_s", "gigabyte.read_cpu_s"} <= set(figures)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads memory and files from /proc")
+def test_the_soak_accounts_for_every_stall() -> None:
+    """In its short form: each stall is told once, by every sink, and counted. Memory needs the long one."""
+    for package in ("uvloop", "fastapi", "uvicorn", "opentelemetry.sdk"):
+        pytest.importorskip(package)
+    script = ROOT / "benchmarks" / "soak.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--quick", "--only", "requests"],
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    rows = dict(row.strip("| ").split(" | ", 1) for row in done.stdout.splitlines()[2:9])
+    told, _, missing = rows["told of those injected; twice; not at all"].split("; ")
+    assert int(told) + int(missing) == 45
+    assert int(missing) <= 2, (
+        done.stdout + done.stderr
+    )  # where the machine gave the watchdog no CPU
+    assert rows["heard by `on_stall`; spans; `sink_errors`"].endswith("; 0")
+    heard, spans, _ = rows["heard by `on_stall`; spans; `sink_errors`"].split("; ")
+    assert heard == spans

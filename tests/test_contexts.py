@@ -178,7 +178,7 @@ def test_what_lies_there_and_is_no_context_is_none() -> None:
     assert reader.running(ctypes.addressof(something), None) is None
 
 
-@pytest.mark.parametrize("part, broken", [("_thread_state", lambda: None), ("_SCAN", range(0))])
+@pytest.mark.parametrize("part, broken", [("thread_state", lambda: None), ("_SCAN", range(0))])
 def test_a_thread_state_that_cannot_be_had_or_is_laid_out_otherwise_is_not_read(
     monkeypatch: pytest.MonkeyPatch, part: str, broken: object
 ) -> None:

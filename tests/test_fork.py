@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.holding import LOOPS
+from tests.reliability import Say
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
 
@@ -256,13 +257,15 @@ say(stats=stats)
 """
 
 
+@pytest.mark.fault("forks at any moment", "30, while watchdog, reporter and all sinks are busy")
 @pytest.mark.parametrize("loop", LOOPS)
-def test_no_lock_is_carried_over_into_a_child(loop: str, tmp_path: Path) -> None:
+def test_no_lock_is_carried_over_into_a_child(loop: str, tmp_path: Path, row: Say) -> None:
     """Thirty forks while watchdog, reporter and all sinks are busy: each child lives, and ends in time."""
     [parent] = ran(STORM, loop, tmp_path / "stalls.jsonl")
     stats = parent["stats"]
     assert stats["troubles"] == stats["sink_errors"] == stats["watchdog_restarts"] == 0
     assert stats["stalls"] == stats["logged"] + stats["suppressed"] + stats["dropped"]
+    row("each child lives, and those that run a loop are guarded; the parent goes on")
 
 
 LOCKED = """

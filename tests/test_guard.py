@@ -38,6 +38,7 @@ from tests.holding import (
     told,
 )
 from tests.records import make_stall
+from tests.reliability import Say
 
 pytestmark = pytest.mark.core
 
@@ -510,16 +511,21 @@ def test_what_is_for_the_black_box_pushes_nothing_out_of_a_full_queue() -> None:
     assert (made.reporter.counts.dropped, len(made.told)) == (0, LONGEST_QUEUE)
 
 
-def test_what_a_full_queue_loses_is_counted() -> None:
+@pytest.mark.fault("the reporter's queue full", "5 more incidents than it holds, before it begins")
+def test_what_a_full_queue_loses_is_counted(row: Say) -> None:
+    """The oldest give way: the newest are the ones that somebody looks for."""
     made = Records()
-    for _ in range(LONGEST_QUEUE + 5):
-        made.reporter.put(incident())
+    incidents = [incident() for _ in range(LONGEST_QUEUE + 5)]
+    for each in incidents:
+        made.reporter.put(each)
+    assert [id(each) for each in made.reporter._queue] == [id(each) for each in incidents[5:]]
     made.reporter.start()
     assert made.reporter.flush(30)
     made.reporter.stop(5)
     counts = made.reporter.counts
     assert (counts.dropped, len(made.told)) == (5, LONGEST_QUEUE)
     assert counts.stalls == counts.logged + counts.suppressed + counts.dropped
+    row(f"the newest {LONGEST_QUEUE} are told", "the oldest 5, counted as `dropped`")
 
 
 # What is written, and where
@@ -666,7 +672,7 @@ def no_system_calls(patch: pytest.MonkeyPatch) -> None:
 
 def no_contexts(patch: pytest.MonkeyPatch) -> None:
     """As on a Python that keeps its threads' states to itself."""
-    patch.setattr(contexts, "_thread_state", lambda: None)
+    patch.setattr(contexts, "thread_state", lambda: None)
 
 
 LESS = {

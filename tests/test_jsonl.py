@@ -16,6 +16,7 @@ import pytest
 
 from loopguard.tell.jsonl import JsonLines, json_line
 from tests.records import CULPRIT, make_report, make_stall
+from tests.reliability import Say
 
 pytestmark = pytest.mark.core
 
@@ -174,23 +175,30 @@ def test_a_line_that_another_process_is_writing_at_this_moment_is_not_taken_for_
 
 
 @posix
-def test_a_file_that_was_rotated_away_is_created_anew(path: Path, tmp_path: Path) -> None:
+@pytest.mark.fault("the JSONL file rotated", "the file is renamed between two records")
+def test_a_file_that_was_rotated_away_is_created_anew(path: Path, tmp_path: Path, row: Say) -> None:
     rotated = tmp_path / "stalls.jsonl.1"
     sink = JsonLines(path)
     write(sink, "a")
     path.rename(rotated)
     write(sink, "b", "c")
     assert (ids(rotated), ids(path)) == (["a"], ["b", "c"])
+    row("the next record goes into a new file of that name")
 
 
 @posix
-def test_a_file_that_was_removed_is_created_anew(path: Path) -> None:
+@pytest.mark.fault("the JSONL file removed", "the file is unlinked between two records")
+def test_a_file_that_was_removed_is_created_anew(path: Path, row: Say) -> None:
     sink = JsonLines(path)
     write(sink, "a")
     path.unlink()
     write(sink, "b")
     assert ids(path) == ["b"]
     assert path.stat().st_mode & 0o777 == 0o600
+    row(
+        "the next record goes into a new file of that name, for its owner alone",
+        "what was in the file",
+    )
 
 
 def test_a_file_that_was_emptied_in_place_is_written_from_its_beginning(path: Path) -> None:
@@ -283,7 +291,11 @@ def test_a_full_disk_is_an_error_for_the_caller() -> None:
 
 
 @linux
-def test_a_line_that_a_full_disk_cut_short_spoils_no_later_one(path: Path) -> None:
+@pytest.mark.fault(
+    "a disk that fills up within a line",
+    "a limit of the file's size (`RLIMIT_FSIZE`), lifted later",
+)
+def test_a_line_that_a_full_disk_cut_short_spoils_no_later_one(path: Path, row: Say) -> None:
     child = python(
         """
 import resource
@@ -308,6 +320,10 @@ sink(make_report(make_stall(id="d")))
     assert json.loads(first)["id"] == "a"
     assert len(cut) == 100
     assert json.loads(last)["id"] == "d"
+    row(
+        "the half line is ended; what comes after it is whole",
+        "2 records of 4, counted as `sink_errors`",
+    )
 
 
 def test_a_directory_that_is_gone_is_an_error_until_it_is_back(tmp_path: Path) -> None:

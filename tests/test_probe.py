@@ -24,6 +24,7 @@ from loopguard.capture.probe import Probe, SeenFrame, new_probe, parse
 from loopguard.capture.resolve import instruction_on, only_call_on, resolve
 from loopguard.record import Stall
 from tests.holding import BUDGET, LOOPS, REST, changes_since, left_in_process, run, told
+from tests.reliability import Say
 
 ROOT = Path(__file__).parent.parent
 HERE = new_probe()
@@ -226,15 +227,23 @@ def test_uninstall_gives_the_signal_back_in_mid_stall_too() -> None:
     assert not changes_since(before)
 
 
-def test_a_signal_of_the_users_is_left_alone(foreign: int) -> None:
+@pytest.mark.company(
+    "another user of real-time signals", "a handler for the one that loopguard would take"
+)
+def test_a_signal_of_the_users_is_left_alone(foreign: int, row: Say) -> None:
     theirs = dispositions()
     loopguard.install(budget=BUDGET, log=False)
     assert dispositions()[foreign] == theirs[foreign]
     loopguard.uninstall()
     assert dispositions() == theirs
+    row("another signal is taken, and given back at uninstall")
 
 
-def test_it_stays_silent_once_the_user_takes_the_signal() -> None:
+@pytest.mark.company(
+    "the signal taken later",
+    "a handler for loopguard's own real-time signal, set after the install",
+)
+def test_it_stays_silent_once_the_user_takes_the_signal(row: Say) -> None:
     loopguard.install(budget=BUDGET, log=False)
     [ours] = [number for number, handler in dispositions().items() if handler != DEFAULT[number]]
     received: list[int] = []
@@ -244,6 +253,7 @@ def test_it_stays_silent_once_the_user_takes_the_signal() -> None:
     assert received == []
     assert dispositions()[ours] != DEFAULT[ours]  # theirs, and not given back by us
     signal.signal(ours, before)
+    row("their handler gets no signal of ours, and stays", "the probe, from then on")
 
 
 def test_it_writes_into_nobodys_file_once_its_own_was_closed(tmp_path: Path) -> None:
@@ -278,7 +288,10 @@ os.fstat(stranger)
     assert stranger.read_bytes() == b""
 
 
-def test_other_users_of_faulthandler_and_timers_work_beside_it(tmp_path: Path) -> None:
+@pytest.mark.company(
+    "`faulthandler.register` and `signal.setitimer`", "SIGUSR1 and SIGALRM during a stall"
+)
+def test_other_users_of_faulthandler_and_timers_work_beside_it(tmp_path: Path, row: Say) -> None:
     with (tmp_path / "dump").open("w") as file:
         faulthandler.register(signal.SIGUSR1, file)
         loopguard.install(budget=BUDGET, log=False)
@@ -293,6 +306,7 @@ def test_other_users_of_faulthandler_and_timers_work_beside_it(tmp_path: Path) -
         faulthandler.unregister(signal.SIGUSR1)
     assert alarms == [signal.SIGALRM]
     assert (tmp_path / "dump").read_text().count("most recent call first") >= 2
+    row("both get their signals, before, during and after")
 
 
 def test_a_forked_child_has_no_handler_of_ours() -> None:

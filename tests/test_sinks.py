@@ -22,17 +22,59 @@ import structlog
 import loopguard
 from loopguard.tell import outlet
 from tests.holding import BUDGET, changes_since, hold, left_in_process, run
+from tests.reliability import Say
 from tests.threads import strike, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 SDK = importlib.util.find_spec("opentelemetry.sdk") is not None
-SINKS = [
-    pytest.param("jsonl", marks=pytest.mark.skipif(sys.platform != "linux", reason="/dev/full")),
-    "on_stall",
-    "on_ongoing",
-    "log",
+NEEDS_DEV_FULL = pytest.mark.skipif(sys.platform != "linux", reason="/dev/full")
+NEEDS_SDK = pytest.mark.skipif(not SDK, reason="OpenTelemetry's SDK is missing")
+BROKEN = [
     pytest.param(
-        "spans", marks=pytest.mark.skipif(not SDK, reason="OpenTelemetry's SDK is missing")
+        *("jsonl", "raises"),
+        marks=[NEEDS_DEV_FULL, pytest.mark.fault("disk full", "`jsonl=/dev/full`")],
+    ),
+    pytest.param(
+        *("jsonl", "hangs"),
+        marks=[
+            NEEDS_DEV_FULL,
+            pytest.mark.fault("a JSONL file that takes nothing", "a named pipe that nobody reads"),
+        ],
+    ),
+    pytest.param(
+        *("on_stall", "raises"),
+        marks=pytest.mark.fault("`on_stall` raises", "a listener that raises each time"),
+    ),
+    pytest.param(
+        *("on_stall", "hangs"),
+        marks=pytest.mark.fault("`on_stall` hangs", "a listener that never returns"),
+    ),
+    pytest.param(
+        *("on_ongoing", "raises"),
+        marks=pytest.mark.fault("`on_ongoing` raises", "a listener that raises each time"),
+    ),
+    pytest.param(
+        *("on_ongoing", "hangs"),
+        marks=pytest.mark.fault("`on_ongoing` hangs", "a listener that never returns"),
+    ),
+    pytest.param(
+        *("log", "raises"),
+        marks=pytest.mark.fault("the log raises", "a processor of structlog that raises"),
+    ),
+    pytest.param(
+        *("log", "hangs"),
+        marks=pytest.mark.fault("the log hangs", "a processor of structlog that never returns"),
+    ),
+    pytest.param(
+        *("spans", "raises"),
+        marks=[NEEDS_SDK, pytest.mark.fault("tracing raises", "a span processor that raises")],
+    ),
+    pytest.param(
+        *("spans", "hangs"),
+        marks=[
+            NEEDS_SDK,
+            pytest.mark.fault("tracing hangs", "a span processor that never returns"),
+        ],
     ),
 ]
 NAMES = ("jsonl", "on_stall", "on_ongoing", "log", "spans")
@@ -142,9 +184,8 @@ def world(
         yield made
 
 
-@pytest.mark.parametrize("broken", SINKS)
-@pytest.mark.parametrize("manner", ["raises", "hangs"])
-def test_a_broken_sink_costs_its_own_records_and_no_others(world: World) -> None:
+@pytest.mark.parametrize("broken, manner", BROKEN)
+def test_a_broken_sink_costs_its_own_records_and_no_others(world: World, row: Say) -> None:
     """They are counted, it is said once, and to end costs about a second at most."""
     before = left_in_process()
     guard = world.guard()
@@ -165,9 +206,14 @@ def test_a_broken_sink_costs_its_own_records_and_no_others(world: World) -> None
     if (world.broken, world.manner) != ("log", "hangs"):
         assert len(world.troubles) == 1
     guard.uninstall()
-    assert time.monotonic() - began < PATIENCE + 5
+    took = time.monotonic() - began
+    assert took < PATIENCE + 5
     world.release()
     assert changes_since(before) == {}
+    row(
+        f"all other sinks told each of the {len(ids)} stalls; flushed and ended within {took:.2f} s",
+        f"{stats['sink_errors']} records of that sink, counted as `sink_errors`",
+    )
 
 
 HANGING = """
@@ -239,6 +285,10 @@ def test_a_first_stall_that_ends_with_its_process_is_told(tmp_path: Path) -> Non
 # Threads that somebody kills
 
 
+@pytest.mark.fault(
+    "our threads killed",
+    "`SystemExit` or `RuntimeError` raised in each of them from outside, again and again",
+)
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="needs CPython's C API")
 # It may be struck between the opening of a file and its `with`: then the file is closed as it is collected.
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -250,7 +300,7 @@ def test_a_first_stall_that_ends_with_its_process_is_told(tmp_path: Path) -> Non
     ],
 )
 def test_a_thread_that_is_killed_goes_on(
-    thread: str, kind: type[BaseException], tmp_path: Path
+    thread: str, kind: type[BaseException], tmp_path: Path, row: Say
 ) -> None:
     """Once, and then again and again: what comes later is found and told by every sink."""
     heard: list[loopguard.Stall] = []
@@ -274,6 +324,10 @@ def test_a_thread_that_is_killed_goes_on(
     assert stats["stalls"] == stats["logged"] + stats["suppressed"] + stats["dropped"]
     guard.uninstall()
     assert changes_since(before) == {}
+    row(
+        "each goes on with its work; later stalls are found and told by every sink",
+        "what it was doing then, counted in `troubles`, `dropped` or `sink_errors`",
+    )
 
 
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="needs CPython's C API")

@@ -6,7 +6,10 @@ import ctypes
 import os
 import threading
 import time
+from pathlib import Path
 from typing import Any
+
+from loopguard.capture.small_files import open_small
 
 try:
     import resource
@@ -48,23 +51,29 @@ def thread_cpu_ns(native_id: int) -> int | None:
         return None
 
 
+def own_cpu_ns() -> int | None:
+    """Nanoseconds that this thread has spent on a CPU; None where a sandbox refuses to tell."""
+    try:
+        return time.thread_time_ns()
+    except OSError:
+        return None
+
+
 def thread_cpu_works() -> bool:
     """Whether `thread_cpu_ns` tells the truth here: it must agree with this thread's own clock."""
-    before = time.thread_time_ns()
-    seen = thread_cpu_ns(threading.get_native_id())
-    return seen is not None and before <= seen <= time.thread_time_ns()
+    before, seen = own_cpu_ns(), thread_cpu_ns(threading.get_native_id())
+    after = own_cpu_ns()
+    if before is None or seen is None or after is None:
+        return False
+    return before <= seen <= after
 
 
 class RunDelay:
     """How long a thread was ready to run without getting a CPU: the second field of its schedstat (proc(5))."""
 
     def __init__(self, native_id: int) -> None:
-        self._fd: int | None = None
         self._buffer = ctypes.create_string_buffer(64)
-        try:
-            self._fd = os.open(f"/proc/self/task/{native_id}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return
+        self._fd = open_small(f"/proc/self/task/{native_id}/schedstat")
         if self.read() is None:
             self.close()
 
@@ -79,10 +88,21 @@ class RunDelay:
             return None
 
     def close(self) -> None:
+        ours = self._fd is not None and _is_schedstat(self._fd)
         # Given up first: a child forked in the middle of this would close a stranger's.
         fd, self._fd = self._fd, None
-        if fd is not None:
+        if ours and fd is not None:
             os.close(fd)
+
+    __del__ = close  # a thread of ours may be struck before it can
+
+
+def _is_schedstat(fd: int) -> bool:
+    """Whether that is still what the number leads to: a daemon may have closed all files since."""
+    try:
+        return Path(f"/proc/self/fd/{fd}").readlink().name == "schedstat"
+    except OSError:
+        return False
 
 
 def run_delay_works(native_id: int) -> bool:
@@ -109,4 +129,7 @@ def voluntary_switches() -> int:
     """
     if _THREAD is None:
         return 0
-    return resource.getrusage(_THREAD).ru_nvcsw
+    try:
+        return resource.getrusage(_THREAD).ru_nvcsw
+    except OSError:  # a sandbox refuses it
+        return 0

@@ -13,7 +13,8 @@ from typing import Any
 _SCAN = range(64, 400, 8)
 
 
-def _thread_state() -> int | None:
+def thread_state() -> int | None:
+    """The address of this thread's own state; None where that is not to be had."""
     try:
         get = ctypes.PyDLL(None).PyThreadState_Get
     except (OSError, AttributeError, TypeError):
@@ -32,7 +33,7 @@ def _find_offset() -> int | None:
     """
     if not getattr(sys, "_is_gil_enabled", lambda: True)() or sys.implementation.name != "cpython":
         return None
-    state = _thread_state()
+    state = thread_state()
     if state is None:
         return None
 
@@ -66,7 +67,7 @@ class ContextReader:
 
     def address(self) -> int | None:
         """Where this thread's context pointer lies. To be asked on the thread itself; valid while it lives."""
-        state = _thread_state() if self._offset is not None else None
+        state = thread_state() if self._offset is not None else None
         return None if state is None or self._offset is None else state + self._offset
 
     def running(self, address: int | None, task: asyncio.Task[Any] | None) -> Context | None:

@@ -16,6 +16,7 @@ from loopguard.capture.callee import callee_in_c, callee_of
 from loopguard.capture.clocks import thread_cpu_ns
 from loopguard.capture.collector import CollectorClock
 from loopguard.capture.contexts import ContextReader
+from loopguard.capture.frames import frames_of_threads
 from loopguard.capture.others import KEPT_WAITING_NS, OtherThreads
 from loopguard.capture.owners import owner_of
 from loopguard.capture.probe import Dump
@@ -31,7 +32,7 @@ _ON_COLLECTION = CollectorClock._on_collection.__code__
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A loop while it runs, as its own thread described it.
+    """A loop while it runs, as its own thread described it; `thread_state` is where CPython keeps that thread's state.
 
     The `base_depth` outermost frames of the thread, the innermost of which runs `base_code`, are
     the loop's own: what stands above them is the callback.
@@ -44,6 +45,7 @@ class Subject:
     context_address: int | None
     base_depth: int
     base_code: CodeType | None
+    thread_state: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Observer:
         may take so long to find, the first time, that the interpreter hands the GIL over.
         """
         at_ns = monotonic_ns()
-        frames = sys._current_frames()
+        frames = frames_of_threads(subject.thread_id, subject.thread_state)
         # Our own frame, which holds `frames`: a circle that would keep the user's objects until the next collection.
         frames.pop(threading.get_ident(), None)
         frame = frames.get(subject.thread_id)
@@ -133,7 +135,8 @@ class Observer:
     def too_late(self, subject: Subject, asked_ns: int, over_ns: int) -> Look:
         """What is left to see where all was over, at `over_ns`, before there was time to look."""
         late_ns = over_ns - asked_ns
-        other = self.others.in_the_way(sys._current_frames(), subject.thread_id, late_ns)
+        frames = frames_of_threads(subject.thread_id, subject.thread_state)
+        other = self.others.in_the_way(frames, subject.thread_id, late_ns)
         return Look(asked_ns=asked_ns, at_ns=over_ns, key=None, stack=(), other=other)
 
     def _through(self, innermost: FrameType, stack: list[RawFrame]) -> Through | None:
@@ -152,8 +155,8 @@ class Observer:
     def _wait(self, subject: Subject, frame: FrameType, lasti: int) -> Wait | None:
         """What the thread waits in. To ask lets the GIL go: it counts if the thread did not go on meanwhile."""
         wait = system_calls.waiting_in(subject.native_id) if self.system_calls else None
-        stands = sys._current_frames().get(subject.thread_id) is frame and frame.f_lasti == lasti
-        return wait if stands else None
+        now = frames_of_threads(subject.thread_id, subject.thread_state).get(subject.thread_id)
+        return wait if now is frame and frame.f_lasti == lasti else None
 
 
 def _callback(stack: list[RawFrame], subject: Subject) -> list[RawFrame]:

@@ -24,17 +24,21 @@ _calls = _find()
 _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
 
 
+def open_small(path: str) -> int | None:
+    """The number of the file, opened to be read; None where it cannot be. Nobody can break it off half-way."""
+    fd = -1 if _calls is None else _calls[0](path.encode(), _FLAGS)
+    return fd if fd >= 0 else None
+
+
 def read_small(path: str, size: int = 256) -> bytes:
     """The first `size` bytes of a file that is there at once; empty where it cannot be read.
 
     Only for files of /proc: the GIL is kept meanwhile.
     """
-    if _calls is None:
+    fd = open_small(path)
+    if fd is None:
         return b""
-    opened, read, close = _calls
-    fd = opened(path.encode(), _FLAGS)
-    if fd < 0:
-        return b""
+    _, read, close = _calls
     try:
         buffer = ctypes.create_string_buffer(size)
         length = read(fd, buffer, size)

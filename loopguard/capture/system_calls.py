@@ -260,8 +260,8 @@ def _select(arguments: list[int]) -> str:
 
 
 def _epoll(arguments: list[int]) -> str:
-    with open(f"/proc/self/fdinfo/{arguments[0]}", encoding="ascii") as file:
-        fds = [int(line.split()[1]) for line in file if line.startswith("tfd:")]
+    with open(f"/proc/self/fdinfo/{arguments[0]}", "rb") as file:
+        fds = [int(line.split()[1]) for line in file if line.startswith(b"tfd:")]
     # They are listed by where they lie in memory: without a peer, none of them is the first.
     return _first_of(fds[:_MOST_POLLED]) if len(fds) == 1 else _first_peer(fds[:_MOST_POLLED])
 

@@ -7,6 +7,7 @@ import site
 import sys
 import sysconfig
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import PurePath
 
 from loopguard.evidence import RawFrame
@@ -68,13 +69,13 @@ def _top(module: str | None) -> str:
 
 
 def _standard_library() -> tuple[str, ...]:
-    paths = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
-    packages = {
-        *site.getsitepackages(),
-        sysconfig.get_path("purelib"),
-        sysconfig.get_path("platlib"),
-    }
-    packages.add(site.getusersitepackages() if site.ENABLE_USER_SITE else "")
+    paths = {str(PurePath(functools.__file__).parent)}
+    packages = set(site.getsitepackages())
+    # A process that has given up its rights, or its root, may be able to import nothing any more, as these two do.
+    with suppress(ImportError, OSError):
+        paths |= {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
+        packages |= {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+        packages.add(site.getusersitepackages() if site.ENABLE_USER_SITE else "")
     return tuple(
         path.rstrip("/\\") + separator
         for path in {*paths, *packages}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import PurePath
 
 
+@functools.lru_cache(maxsize=4096)
 def shown(path: str, root: PurePath) -> str:
     """A source file's path, relative to `root` where it lies below."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import itertools
 import linecache
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType
@@ -27,7 +28,7 @@ def expression_of(frame: RawFrame, fresh_until: float) -> str | None:
     `fresh_until` (unix seconds) counts only if it still compiles to the same code.
     """
     line, end_line, column, end_column = _positions(frame)
-    lines = linecache.getlines(frame.code.co_filename)
+    lines = _lines(frame)
     if (
         line is None
         or not 0 < line <= len(lines)
@@ -40,6 +41,13 @@ def expression_of(frame: RawFrame, fresh_until: float) -> str | None:
     part[-1] = part[-1][:end_column]
     part[0] = part[0][column:]
     return _short(b" ".join(piece.strip() for piece in part).decode(errors="replace"))
+
+
+def _lines(frame: RawFrame) -> list[str]:
+    """The file's lines; where there is no such file, as in a zipped package, those that its module's loader has."""
+    names = vars(sys.modules.get(frame.module or "", object))
+    own = names.get("__file__") == frame.code.co_filename
+    return linecache.getlines(frame.code.co_filename, dict(names) if own else None)
 
 
 def _short(text: str) -> str | None:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from loopguard.clock import monotonic, monotonic_ns
 from loopguard.evidence import Incident, StoodStill, Suffered
-from loopguard.exempt import matches, reason_in
+from loopguard.exempt import debugger_in, matches, reason_in
 from loopguard.lasting import LastingThread
 from loopguard.record import Severity, Stall
 from loopguard.tell.limits import Limits
@@ -29,6 +29,7 @@ LONGEST_QUEUE = 1000
 MOST_BOXED = 16
 REMEMBERED = 256
 MOST_TOLD = 100  # delayed requests in a record
+_LONGEST_REST = 0.05  # seconds
 
 
 class Sufferers(Protocol):
@@ -103,6 +104,7 @@ class Reporter:
         self._said: set[str] = set()
         self._summary = Summary()
         self._changed = threading.Condition()
+        self._hurry = threading.Event()
         self._busy = False
         self._uncounted: Incident | None = None
         self._stopping = False
@@ -190,6 +192,7 @@ class Reporter:
         False where that took longer than `timeout` seconds.
         """
         until = self._clock() + timeout
+        self._hurry.set()
         with self._changed:
             self._in_haste = True
             self._changed.notify_all()
@@ -203,6 +206,7 @@ class Reporter:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
+        self._hurry.set()
         self._thread.end(timeout)
         self.sum_up()
         for _, outlet in self._outlets:
@@ -222,8 +226,12 @@ class Reporter:
 
     def _run(self) -> None:
         while (act := self._next()) is not None:
+            began = self._clock()
             act()
             del act  # it holds a request's context and scope, and the next may come in a week
+            if self._queue:
+                # As long as that took, so that a flood takes half of a core at most, and leaves the GIL to the loop.
+                self._hurry.wait(min(self._clock() - began, _LONGEST_REST))
 
     def _struck(self, error: BaseException) -> None:
         incident, self._uncounted = self._uncounted, None
@@ -241,6 +249,8 @@ class Reporter:
                     self._busy = True
                     return act
                 self._in_haste = False
+                if not self._stopping:
+                    self._hurry.clear()
                 self._changed.notify_all()
                 if self._stopping:
                     return None
@@ -285,7 +295,12 @@ class Reporter:
         """Explain an incident; it is told of at once, unless requests may have come in meanwhile."""
         explained = self._explain(incident)
         stall = explained.stall
-        reason = reason_in(explained.context, incident.held.start_ns) or self._ignored(stall)
+        held = incident.held
+        reason = (
+            reason_in(explained.context, held.start_ns)
+            or debugger_in(frame.module for look in held.looks for frame in look.stack)
+            or self._ignored(stall)
+        )
         if incident.ongoing:
             self._uncounted = None
         if incident.boxed:

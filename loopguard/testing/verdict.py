@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from loopguard.exempt import debugger_in
 from loopguard.record import Stall
 
 Outcome = Literal["fails", "warns", "passes"]
-
-_DEBUGGERS = frozenset(
-    {"bdb", "debugpy", "ipdb", "pdb", "pdbpp", "pudb", "pydevd", "_pydevd_bundle"}
-)
 
 # Of an import it is the first alone, and when the collector runs is chance. A thread of Python's hands the GIL over in
 # time: where one keeps it, it may just as well have got no CPU itself, and whose fault that is nobody can tell.
@@ -53,7 +50,7 @@ def limit_of(stall: Stall, budget: float) -> float:
 
 def is_debugged(stall: Stall) -> bool:
     """Whether a debugger stood in the way: its own frames are on the stack."""
-    return any((frame.module or "").partition(".")[0] in _DEBUGGERS for frame in stall.stack)
+    return debugger_in(frame.module for frame in stall.stack) is not None
 
 
 def _blames(stall: Stall) -> bool:

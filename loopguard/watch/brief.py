@@ -8,14 +8,13 @@ often while loops are run at all.
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from contextvars import Context
-from time import thread_time_ns
 
-from loopguard.capture.clocks import RunDelay
+from loopguard.capture.clocks import RunDelay, own_cpu_ns
+from loopguard.capture.contexts import thread_state
+from loopguard.capture.frames import frames_of_threads
 from loopguard.capture.looks import Subject
 from loopguard.capture.probe import ProbeTimer
 from loopguard.clock import monotonic_ns
@@ -36,6 +35,7 @@ class _Station:
         self.thread = threading.current_thread()
         self.thread_id = threading.get_ident()
         self.native_id = threading.get_native_id()
+        self.thread_state = thread_state()
         self.context_address = shared.context_address()
         self.alarm = alarm
         self.run_delay = RunDelay(self.native_id)
@@ -53,7 +53,7 @@ class _Station:
 
     def begin(self, loop: asyncio.AbstractEventLoop, now: int) -> None:
         self.began_ns = now
-        self.cpu_ns = thread_time_ns()
+        self.cpu_ns = own_cpu_ns() or 0
         self.gc_ns = self._shared.collector_ns()
         self.loop = loop
         interval = self._shared.pace.interval_ns / 1e9
@@ -100,11 +100,18 @@ class _Station:
     def take_up(self) -> Heartbeat | None:
         """A heartbeat for the run that goes on; None where it is about to begin or to end."""
         loop = self.loop
-        base = None if loop is None else foreseen_base(loop, sys._current_frames()[self.thread_id])
+        innermost = frames_of_threads(self.thread_id, self.thread_state).get(self.thread_id)
+        base = None if loop is None or innermost is None else foreseen_base(loop, innermost)
         if loop is None or base is None:
             return None
         subject = Subject(
-            loop, self.thread_id, self.native_id, self.thread.name, self.context_address, *base
+            loop,
+            self.thread_id,
+            self.native_id,
+            self.thread.name,
+            self.context_address,
+            *base,
+            self.thread_state,
         )
         earlier = Earlier(
             subject,
@@ -185,9 +192,8 @@ class BriefRuns:
                 if station.loop is None or not lasts:
                     station.delay_ns = station.run_delay.read()
                     continue
-                with suppress(KeyError):  # its thread has ended
-                    heart = station.take_up()
-                    found += [heart] if heart is not None else []
+                heart = station.take_up()
+                found += [heart] if heart is not None else []
         if active:
             self._ask(now)
         return found

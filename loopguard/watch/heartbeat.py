@@ -10,12 +10,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass, replace
-from time import thread_time_ns
 from types import CodeType
 from typing import NamedTuple
 
 from loopguard.capture.aftermath import RequestsAround
-from loopguard.capture.clocks import RunDelay, thread_cpu_ns, voluntary_switches
+from loopguard.capture.clocks import RunDelay, own_cpu_ns, thread_cpu_ns, voluntary_switches
+from loopguard.capture.contexts import thread_state
+from loopguard.capture.frames import frames_of_threads
 from loopguard.capture.looks import Subject
 from loopguard.capture.others import OtherThreads
 from loopguard.capture.probe import Probe, ProbeTimer
@@ -128,7 +129,7 @@ class Heartbeat:
             self._go_on(earlier)
             return
         self.thread_id, self._native_id = threading.get_ident(), threading.get_native_id()
-        self.began = Spent(monotonic_ns(), thread_time_ns())
+        self.began = Spent(monotonic_ns(), own_cpu_ns() or 0)
         self.probe = self._new_probe(self._native_id)
         self._run_delay = RunDelay(self._native_id)
         self._handle: asyncio.Handle = loop.call_soon(self._first, context=self._context)
@@ -265,6 +266,7 @@ class Heartbeat:
             context_address=self._shared.context_address(),
             base_depth=base_depth,
             base_code=base_code,
+            thread_state=thread_state(),
         )
 
     def _beat(self) -> None:
@@ -322,7 +324,7 @@ class Heartbeat:
         self._beats += 1
         self.last_ns = now
         self.due_ns = now + interval
-        self._cpu_ns = thread_time_ns()
+        self._cpu_ns = own_cpu_ns() or 0
         self._gc_ns = self._shared.collector_ns()
         self._switches = voluntary_switches()
         self._noted = None
@@ -349,11 +351,12 @@ class Heartbeat:
 
         Where this thread gets the GIL before the watchdog does, nobody sees it earlier.
         """
-        frames, own = sys._current_frames(), threading.get_ident()
-        del frames[own]  # this one, which holds `frames`
+        own = threading.get_ident()
+        frames = frames_of_threads(own, None)
+        frames.pop(own, None)  # this one, which holds `frames`
         other = self._shared.others.in_the_way(frames, own, now - self.due_ns)
         switches = None if self._switches is None else voluntary_switches() - self._switches
-        return replace(self.overdue(now, thread_time_ns()), switches=switches, other=other)
+        return replace(self.overdue(now, own_cpu_ns()), switches=switches, other=other)
 
     def overdue(self, now: int, cpu_ns: int | None) -> LateBeat:
         """The beat that is late by now, as if it had come. `cpu_ns` is the CPU clock of the loop's thread, if known."""

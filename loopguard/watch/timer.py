@@ -7,13 +7,16 @@ thread closes alarms: a number of a file that somebody else closes may belong to
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import re
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
+from loopguard.capture.small_files import read_small
 from loopguard.capture.timer_spec import TimerSpec
 from loopguard.clock import monotonic_ns
 
@@ -45,6 +48,15 @@ class Alarms(Protocol):
 
     def close(self) -> None:
         """Give all up. On the waiting thread, or when it has ended, or in a forked child, where there is none."""
+        ...
+
+    @property
+    def lost(self) -> bool:
+        """Whether somebody has closed their files, as a daemon closes all: who waits for them waits for ever."""
+        ...
+
+    def renew(self) -> None:
+        """Where they are lost, begin anew, for another thread to wait."""
         ...
 
 
@@ -80,6 +92,21 @@ class _TimerFd:
         os.close(fd)
 
 
+_AT_ONCE = 0.05  # seconds that a timer may take which is due; some microseconds, but the machine may be busy
+_LONGEST = 1 << 16
+_WAITS = re.compile(rb"^tfd:\s*(\d+) events:\s*([0-9a-f]+)", re.MULTILINE)
+_strangers: list[select.epoll] = []
+"""Epolls whose numbers may be somebody else's by now. They close them when they are collected, so they never are."""
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
 class KernelAlarms:
     """Alarms by timerfd_create(2), waited for with epoll: the waiting thread takes no GIL in vain.
 
@@ -92,6 +119,13 @@ class KernelAlarms:
     def __init__(self) -> None:
         # PyDLL keeps the GIL during the call, which takes a microsecond; to give it up may cost a switch of threads.
         self._library = ctypes.PyDLL(None, use_errno=True)
+        self._begin()
+        self.wake()
+        if not self._epoll.poll(_AT_ONCE):
+            self.close()
+            raise OSError(errno.EPERM, "timers are granted and not set")
+
+    def _begin(self) -> None:
         self._epoll = select.epoll()
         self._alarms: dict[int, _TimerFd] = {}
         self._waker = self.new()
@@ -111,13 +145,37 @@ class KernelAlarms:
         self._waker.arm(1)
 
     def drop(self, alarm: Alarm) -> None:
-        if isinstance(alarm, _TimerFd) and self._alarms.pop(alarm.fd, None) is not None:
+        if not isinstance(alarm, _TimerFd):
+            return
+        ours = alarm.fd in self._waited_for()
+        if self._alarms.pop(alarm.fd, None) is not None and ours:
             alarm.close()
 
     def close(self) -> None:
-        self._epoll.close()
+        if self.lost:
+            _strangers.append(self._epoll)
+            return
         for alarm in list(self._alarms.values()):
             self.drop(alarm)
+        self._epoll.close()
+
+    @property
+    def lost(self) -> bool:
+        return self._waker.fd not in self._waited_for()
+
+    def renew(self) -> None:
+        _strangers.append(self._epoll)
+        self._begin()
+
+    def _waited_for(self) -> Collection[int]:
+        """The files that our epoll waits for, as the kernel lists them (proc(5)); where it does not, those that should be.
+
+        By now its number may be that of another epoll, but hardly of one that is edge-triggered for the same number.
+        """
+        text = read_small(f"/proc/self/fdinfo/{self._epoll.fileno()}", _LONGEST)
+        if not text:
+            return self._alarms if _is_open(self._epoll.fileno()) else ()
+        return [int(fd) for fd, events in _WAITS.findall(text) if int(events, 16) & select.EPOLLET]
 
 
 class _Deadline:
@@ -170,6 +228,13 @@ class PollingAlarms:
 
     def close(self) -> None:
         self._alarms.clear()
+
+    @property
+    def lost(self) -> bool:
+        return False
+
+    def renew(self) -> None:
+        pass
 
 
 def new_alarms(interval: Callable[[], float]) -> Alarms:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import sys
 import threading
 import time
@@ -127,10 +128,11 @@ class Watchdog:
         self._stopping = threading.Event()
         self._dumps: deque[Dump] = deque(maxlen=16)
         self._layout: iteration._Layout | None = None
+        self._sought = False
         self._own_delay: RunDelay | None = None
         self._counted = 0, 0
         self._throttling = Throttling()
-        self._thread = LastingThread("watchdog", self._run, self._struck)
+        self._thread = self._new_thread()
 
     def start(self) -> None:
         self._thread.start()
@@ -159,10 +161,24 @@ class Watchdog:
         for earlier in self.hearts:
             if earlier.loop is loop:  # it ran when it was begun, and has stopped since, unnoticed
                 earlier.leave()
+        if self._alarms.lost:
+            self._begin_anew()
         heart = Heartbeat(loop, self._alarms.new(), self._shared)
-        self._watches[heart.alarm] = watch = _Watch(heart)
-        self._prepare(watch)
+        self._adopt(heart)
         return heart
+
+    def _begin_anew(self) -> None:
+        """Somebody closed our files, as a daemon closes all: watch with new ones. The old thread waits for ever."""
+        self._watches.clear()
+        self._alarms.renew()
+        self._brief = BriefRuns(self._alarms, self._shared, self._adopt)
+        self._thread = self._new_thread()
+        self._thread.start()
+        self.restarts += 1
+        self._shared.struck(OSError(errno.EBADF, "the files of the watch were closed"))
+
+    def _new_thread(self) -> LastingThread:
+        return LastingThread("watchdog", self._run, self._struck)
 
     def note(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
         """Watch a loop that is about to run, if it lasts; returns what ends that. On the loop's thread."""
@@ -221,6 +237,8 @@ class Watchdog:
     def _run(self) -> None:
         """Watch until told to stop. After failures it begins anew, and more slowly while nothing succeeds."""
         self._stopping.wait(min(_RESTED * self._failures, _MOST_RESTED))
+        if threading.current_thread() is not self._thread:
+            return  # another watches in its place
         while not self._stopping.is_set():
             self._watch()
         self._alarms.close()
@@ -232,8 +250,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         self._shared.others.watchdog = native_id = threading.get_native_id()
-        if self._layout is None:
-            self._layout = iteration.find_layout()
+        self._find_layout()
         for alarm, watch in list(self._watches.items()):
             self._prepare(watch)
             alarm.arm(1)  # where a look was broken off, nobody else asks for the next
@@ -261,6 +278,8 @@ class Watchdog:
         self.looks += 1
         taken_up = self._brief.lasting() if self._brief.alarm in gone_off else []
         gone_off += [self._adopt(heart) for heart in taken_up]
+        if not gone_off:
+            self._find_layout()
         for alarm in gone_off:
             watch = self._watches.get(alarm)
             if watch is None:
@@ -284,6 +303,8 @@ class Watchdog:
         """Watch a run that has lasted; it may be overdue already. On its thread, or the watchdog's."""
         self._watches[heart.alarm] = watch = _Watch(heart)
         self._prepare(watch)
+        if is_uvloop(heart.loop) and not self._sought:
+            self._alarms.wake()
         return heart.alarm
 
     def _look(self, watch: _Watch) -> list[Look]:
@@ -480,6 +501,16 @@ class Watchdog:
     def _arm_probe(self, heart: Heartbeat, cpu_ns: int) -> None:
         if heart.probe is not None:
             heart.probe.arm(cpu_ns)
+
+    def _find_layout(self) -> None:
+        """Find out uvloop's layout as soon as a loop of its runs, and no sooner: a private loop is needed for it, and a
+        daemon that closed the files of that one, after the install, would be aborted by libuv."""
+        watches = [watch for watch in list(self._watches.values()) if is_uvloop(watch.heart.loop)]
+        if watches and not self._sought:
+            self._sought = True
+            self._layout = iteration.find_layout()
+            for watch in watches:
+                self._prepare(watch)
 
     def _prepare(self, watch: _Watch) -> None:
         """Find out how to read this loop's iterations; again where it began before uvloop's layout was known."""

@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from tests.real.server import ROOT, Child, Row, read_rows, wait_until
+from tests.reliability import Say
 
 SECONDS = 30.0
 
@@ -124,9 +125,13 @@ def counted(jsonl: Path) -> Counter[int]:
     return Counter(row["pid"] for row in stalls(jsonl))
 
 
+@pytest.mark.fault(
+    "a worker killed",
+    "SIGKILL to one of two workers of uvicorn, gunicorn, and gunicorn with `--preload`",
+)
 @pytest.mark.parametrize("server", SERVERS)
 def test_each_worker_is_guarded_and_so_is_the_one_that_takes_its_place(
-    server: list[str], tmp_path: Path
+    server: list[str], tmp_path: Path, row: Say
 ) -> None:
     """Every stall is told once, by its own process, with its route."""
     with shop(server, tmp_path) as (client, child, jsonl):
@@ -147,6 +152,7 @@ def test_each_worker_is_guarded_and_so_is_the_one_that_takes_its_place(
         assert len({row["process"]["instance"] for row in told}) == len(counted(jsonl)) == 3
     for pid in (*held, *later):
         assert not Path(f"/proc/{pid}").exists() or sys.platform != "linux"
+    row("the worker that takes its place is guarded; each stall is told once, by its own process")
 
 
 def test_a_reloaded_app_is_guarded_anew(tmp_path: Path) -> None:

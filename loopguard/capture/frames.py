@@ -1,0 +1,62 @@
+"""The frames that threads stand in, asked for so that it is safe also beside sub-interpreters."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from types import FrameType
+from typing import Any
+
+
+def _interface() -> Any:
+    """What of CPython's C API is needed; None where it is not to be had."""
+    try:
+        api = ctypes.pythonapi
+        newest, first, frame = (
+            api.PyInterpreterState_Head,
+            api.PyInterpreterState_Main,
+            api.PyThreadState_GetFrame,
+        )
+        current = api.PyInterpreterState_Get
+    except (OSError, AttributeError):
+        return None
+    newest.restype = first.restype = current.restype = ctypes.c_void_p
+    newest.argtypes = first.argtypes = current.argtypes = ()
+    frame.restype, frame.argtypes = ctypes.py_object, (ctypes.c_void_p,)
+    return newest, first, current, frame
+
+
+_API = _interface()
+
+
+def alone() -> bool:
+    """Whether there are no sub-interpreters: new ones come before the first in the list of all."""
+    if _API is None:
+        return True
+    newest, first, _, _ = _API
+    return bool(newest() == first())
+
+
+def in_main_interpreter() -> bool:
+    if _API is None:
+        return True
+    _, first, current, _ = _API
+    return bool(current() == first())
+
+
+def frames_of_threads(thread_id: int, thread_state: int | None) -> dict[int, FrameType]:
+    """The innermost frame of each thread, by its identifier.
+
+    `sys._current_frames` walks the threads of all interpreters, also of those whose GIL somebody else has, and crashes
+    on what it finds half-made there. So where there are any, this gives that one thread's, whose state (an address of
+    this interpreter's, valid while the thread lives) is known. It never lets the GIL go.
+    """
+    if alone():
+        return sys._current_frames()
+    if thread_state is None:
+        return {}
+    try:
+        frame: object = _API[3](thread_state)
+    except ValueError:  # it runs nothing
+        return {}
+    return {thread_id: frame} if isinstance(frame, FrameType) else {}
