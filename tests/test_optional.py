@@ -158,7 +158,7 @@ def test_the_wheel_holds_the_package_and_nothing_of_the_tests(wheel: Path) -> No
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert {name for name in names if name.startswith("loopguard/")} == modules
-    assert [name for name in names if "test" in name.lower()] == []
+    assert [name for name in names if re.search(r"(^|/)tests?(/|_)", name)] == []
 
 
 def test_the_bare_wheel_needs_structlog_and_the_api_of_opentelemetry(bare: Environment) -> None:

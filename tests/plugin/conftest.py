@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 # Imported here, so that a run inside of this process does not import it anew each time.
-from loopguard.integrations import pytest_plugin as _already_imported  # noqa: F401
+from loopguard.integrations.pytest_stalls import plugin as _already_imported  # noqa: F401
 
 Run = Callable[..., pytest.RunResult]
 

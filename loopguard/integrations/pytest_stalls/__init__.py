@@ -1,7 +1,7 @@
 """The pytest plugin's door: options and markers, and no more than that until somebody asks for the plugin.
 
-pytest loads this in every project that shares an environment with loopguard, so it stands outside of the package,
-whose import takes longer than a small test suite. All else is in `loopguard.integrations.pytest_plugin`.
+pytest loads this in every project that shares an environment with loopguard, whose other imports take longer than a
+small test suite. All else is in `plugin`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from loopguard.integrations.pytest_plugin import Stalls
+    from loopguard.integrations.pytest_stalls.plugin import Stalls
 
 _PLUGIN = "asyncio_loopguard_stalls"
 
@@ -91,7 +91,7 @@ def _plugin(config: pytest.Config, everywhere: bool) -> Any:
     """The plugin itself, made where it is not there yet."""
     plugin = config.pluginmanager.get_plugin(_PLUGIN)
     if plugin is None:
-        from loopguard.integrations.pytest_plugin import StallPlugin
+        from loopguard.integrations.pytest_stalls.plugin import StallPlugin
 
         plugin = StallPlugin(config, everywhere)
         config.pluginmanager.register(plugin, _PLUGIN)
