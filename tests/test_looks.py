@@ -33,6 +33,17 @@ def _is_own(frame: RawFrame) -> bool:
     return frame.module == __name__
 
 
+def too_late(thread: Blocked) -> Look:
+    """The same, but what it ran is over."""
+    loop = asyncio.new_event_loop()
+    try:
+        subject = Subject(loop, thread.thread_id, thread.native_id, "blocked", None, 0, None)
+        observer = Observer(ContextReader(), lambda _: None, True, True, OtherThreads(), _is_own)
+        return observer.too_late(subject, 1, 2)
+    finally:
+        loop.close()
+
+
 def observe(
     thread: Blocked, request_of: Callable[[Context], ActiveRequest | None] = lambda _context: None
 ) -> Look:
@@ -115,6 +126,7 @@ def test_a_look_keeps_nothing_of_the_thread_alive(pipe: Any) -> None:
     try:
         with blocked(work, lambda: os.write(pipe[1], b"x")) as thread:
             look = observe(thread)
+            too_late(thread)
         assert look.stack[0].code is work.__code__
         assert held[0]() is None
     finally:

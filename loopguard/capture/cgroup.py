@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from loopguard.capture.small_files import read_small
 from loopguard.evidence import Throttled
 
+_LONGEST = 4096
 _SELF = Path("/proc/self")
 
 
@@ -85,22 +87,21 @@ def parse(stat: str, limit: str) -> Throttled | None:
 
 
 def _read(group: Path) -> Throttled | None:
-    try:
-        stat = (group / "cpu.stat").read_text()
-        if "nr_periods" not in stat:  # the root has no limit
-            return None
-        return parse(stat, _limit(group))
-    except (OSError, ValueError):
+    stat = _text(group / "cpu.stat")
+    if "nr_periods" not in stat:  # the root has no limit
         return None
+    return parse(stat, _limit(group))
 
 
 def _limit(group: Path) -> str:
     """As v2 has it."""
-    try:
-        return (group / "cpu.max").read_text()
-    except FileNotFoundError:
-        quota = (group / "cpu.cfs_quota_us").read_text()
-        return f"{quota} {(group / 'cpu.cfs_period_us').read_text()}"
+    v1 = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+    return _text(group / "cpu.max") or " ".join(_text(group / name) for name in v1)
+
+
+def _text(file: Path) -> str:
+    """The watchdog reads it between two looks, and must not have to ask for the GIL again."""
+    return read_small(str(file), _LONGEST).decode("ascii", "replace")
 
 
 def _between(before: Throttled, now: Throttled) -> Throttled:

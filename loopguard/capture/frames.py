@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 from types import FrameType
 from typing import Any
 
@@ -60,3 +61,12 @@ def frames_of_threads(thread_id: int, thread_state: int | None) -> dict[int, Fra
     except ValueError:  # it runs nothing
         return {}
     return {thread_id: frame} if isinstance(frame, FrameType) else {}
+
+
+def frames_of_others(thread_id: int, thread_state: int | None) -> dict[int, FrameType]:
+    """The same without the thread that asks: its frame would hold the answer, and with it all those frames, which keep
+    the user's objects alive, in a circle that only the next collection frees.
+    """
+    frames = frames_of_threads(thread_id, thread_state)
+    frames.pop(threading.get_ident(), None)
+    return frames

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import threading
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from loopguard.capture.callee import callee_in_c, callee_of
 from loopguard.capture.clocks import thread_cpu_ns
 from loopguard.capture.collector import CollectorClock
 from loopguard.capture.contexts import ContextReader
-from loopguard.capture.frames import frames_of_threads
+from loopguard.capture.frames import frames_of_others, frames_of_threads
 from loopguard.capture.others import KEPT_WAITING_NS, OtherThreads
 from loopguard.capture.owners import owner_of
 from loopguard.capture.probe import Dump
@@ -75,9 +74,7 @@ class Observer:
         may take so long to find, the first time, that the interpreter hands the GIL over.
         """
         at_ns = monotonic_ns()
-        frames = frames_of_threads(subject.thread_id, subject.thread_state)
-        # Our own frame, which holds `frames`: a circle that would keep the user's objects until the next collection.
-        frames.pop(threading.get_ident(), None)
+        frames = frames_of_others(subject.thread_id, subject.thread_state)
         frame = frames.get(subject.thread_id)
         collecting = frame is not None and frame.f_code is _ON_COLLECTION
         if frame is not None and collecting:
@@ -135,7 +132,7 @@ class Observer:
     def too_late(self, subject: Subject, asked_ns: int, over_ns: int) -> Look:
         """What is left to see where all was over, at `over_ns`, before there was time to look."""
         late_ns = over_ns - asked_ns
-        frames = frames_of_threads(subject.thread_id, subject.thread_state)
+        frames = frames_of_others(subject.thread_id, subject.thread_state)
         other = self.others.in_the_way(frames, subject.thread_id, late_ns)
         return Look(asked_ns=asked_ns, at_ns=over_ns, key=None, stack=(), other=other)
 

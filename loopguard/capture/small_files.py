@@ -1,4 +1,4 @@
-"""Small files of /proc, read without letting the GIL go: who asks for it again beside busy code waits for long."""
+"""Small files of the kernel, read without letting the GIL go: who asks for it again beside busy code waits for long."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def open_small(path: str) -> int | None:
 def read_small(path: str, size: int = 256) -> bytes:
     """The first `size` bytes of a file that is there at once; empty where it cannot be read.
 
-    Only for files of /proc: the GIL is kept meanwhile.
+    Only for files of /proc and of control groups: the GIL is kept meanwhile.
     """
     fd = open_small(path)
     if fd is None:

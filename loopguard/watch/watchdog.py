@@ -251,6 +251,7 @@ class Watchdog:
     def _watch(self) -> None:
         self._shared.others.watchdog = native_id = threading.get_native_id()
         self._find_layout()
+        self._shared.others.gil.find()
         for alarm, watch in list(self._watches.items()):
             self._prepare(watch)
             alarm.arm(1)  # where a look was broken off, nobody else asks for the next
@@ -259,7 +260,6 @@ class Watchdog:
         try:
             while not self._stopping.is_set():
                 self._round(own_delay)
-                self._shared.others.gil.find()
                 self._failures = 0
         finally:
             own_delay.close()
