@@ -278,8 +278,6 @@ class Watchdog:
         self.looks += 1
         taken_up = self._brief.lasting() if self._brief.alarm in gone_off else []
         gone_off += [self._adopt(heart) for heart in taken_up]
-        if not gone_off:
-            self._find_layout()
         for alarm in gone_off:
             watch = self._watches.get(alarm)
             if watch is None:
@@ -298,6 +296,7 @@ class Watchdog:
             self._plan(alarm, watch)
         for heart in taken_up:
             heart.join()
+        self._find_layout()
 
     def _adopt(self, heart: Heartbeat) -> Alarm:
         """Watch a run that has lasted; it may be overdue already. On its thread, or the watchdog's."""
