@@ -1,7 +1,7 @@
 """Each test of a fault says what happened, and a test run writes that into docs/reliability.md.
 
 A test is marked with `fault(name, injected)`, or `company(name, injected)` for what we have to live beside, and tells the
-rest by the fixture `row`. `pytest -m "fault or company" --reliability` runs them at full length and writes the page.
+rest by the fixture `row`. `pytest -n 0 -m "fault or company" --reliability` runs them at full length and writes the page.
 """
 
 from __future__ import annotations

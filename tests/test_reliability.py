@@ -16,7 +16,7 @@ EMPTY = "".join(f"<!-- {table} -->\n<!-- end of {table} -->\n" for table in TABL
 
 
 def test_the_page_has_the_rows_of_the_tests() -> None:
-    """`pytest -m "fault or company" --reliability` writes it."""
+    """`pytest -n 0 -m "fault or company" --reliability` writes it."""
     assert set(rows_of(PAGE.read_text())) == set(stated())
 
 

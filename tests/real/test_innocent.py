@@ -1,6 +1,6 @@
 """Slow and busy code that never holds the loop for a budget: it is never reported.
 
-    REAL_INNOCENT_SECONDS=300 pytest tests/real/test_innocent.py -s
+    REAL_INNOCENT_SECONDS=300 pytest -n 0 tests/real/test_innocent.py -s
 
 is the full check: five minutes on each loop, beside as many busy processes as `REAL_INNOCENT_BUSY` says.
 """
