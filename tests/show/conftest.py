@@ -1,4 +1,4 @@
-"""One browser for all tests of pages."""
+"""A browser for the tests of pages."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """One for each file, and not for longer: while it is there, playwright has a loop running on this thread."""
     pytest.importorskip("playwright.sync_api")
     from tests.show.browser import CHROMIUM, chromium
 
