@@ -216,8 +216,9 @@ class Match:
         return share
 
     def _threads_cpu(self) -> float:
-        identifiers = [thread.ident for thread in self.contestant.threads if thread.ident]
-        return sum(time.clock_gettime(time.pthread_getcpuclockid(each)) for each in identifiers)
+        lasting = [thread.ident for thread in self.contestant.threads if thread.is_alive()]
+        clocks = [time.pthread_getcpuclockid(each) for each in lasting if each is not None]
+        return sum(time.clock_gettime(clock) for clock in clocks)
 
 
 async def alternate(turns: list[Callable[[], Awaitable[float]]], rounds: int) -> Turns:

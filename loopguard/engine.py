@@ -93,8 +93,9 @@ class Engine:
             config.ignore,
             config.log,
             keep=None if self._box is None else self._box.keep,
-            sufferers=Sufferers(apps.route, rest=_give_way),
+            sufferers=Sufferers(apps.route, rest=self._give_way),
             mark=Marks(self._trouble) if config.traces else None,
+            woken=self._look_first,
         )
         others = OtherThreads()
         alarms: Alarms = new_alarms(lambda: self._config.budget / 2)
@@ -401,8 +402,17 @@ class Engine:
             route=self._apps.route,
             process=self._process,
             fresh_until=time.time(),
-            rest=_give_way,
+            rest=self._give_way,
         )
+
+    def _look_first(self) -> None:
+        """What a thread of ours does when it has got the GIL, which it may have got before the watchdog."""
+        self.watchdog.stand_in()
+
+    def _give_way(self) -> None:
+        """Let the loops have the GIL: whoever computes is not asked for it before 5 ms."""
+        self._look_first()
+        time.sleep(_GIVE_WAY)
 
     def _process(self) -> Process:
         return self._identity.process(self.watchdog.watched_ns / 1e9, self._requests.served)
@@ -435,11 +445,6 @@ def _name_of(kind: type) -> str:
 
 def _call(listener: Callable[[Stall], object], report: Report) -> None:
     listener(report.stall)
-
-
-def _give_way() -> None:
-    """Let the loops have the GIL: whoever computes is not asked for it before 5 ms."""
-    time.sleep(_GIVE_WAY)
 
 
 def _nothing() -> None:

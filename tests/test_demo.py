@@ -144,10 +144,18 @@ def test_each_blocking_line_of_the_app_is_named_and_no_other(demo: Ended) -> Non
     assert lines == {(str(SHOP), line) for line in marked_lines(SHOP.read_text())}
 
 
+def with_route(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that know their request: where native code kept the GIL, another thread may have it next, unlike us."""
+    known = [record for record in named(records) if record["request"]]
+    assert all(record in known or record["cause"] == "gil_hold" for record in named(records))
+    return known
+
+
 def test_each_blocking_line_is_named_with_its_route_and_no_innocent_route_is(demo: Ended) -> None:
     source = SHOP.read_text().splitlines()
     found = {
-        (record["request"]["route"], record["culprit"]["line"]) for record in named(demo.records())
+        (record["request"]["route"], record["culprit"]["line"])
+        for record in with_route(demo.records())
     }
     assert {route for route, _ in found} == set(BLOCKING)
     for route, line in found:
@@ -159,9 +167,8 @@ def test_every_stall_is_in_the_log_as_it_happens(demo: Ended) -> None:
     assert len(logged) == len(demo.records())
     for record in named(demo.records()):
         place = f"{record['culprit']['file']}:{record['culprit']['line']} in"
-        assert any(
-            place in line and f"route={record['request']['route']}" in line for line in logged
-        )
+        whose = f"route={record['request']['route']}" if record["request"] else ""
+        assert any(place in line and whose in line for line in logged)
 
 
 def test_the_table_has_every_finding_once(demo: Ended) -> None:
@@ -169,6 +176,7 @@ def test_the_table_has_every_finding_once(demo: Ended) -> None:
     for record in named(demo.records()):
         assert table.count(f"{record['culprit']['file']}:{record['culprit']['line']} in") == 1
         assert f"{record['cause']}  " in table
+    for record in with_route(demo.records()):
         assert f"GET {record['request']['route']}\n" in table
 
 

@@ -24,12 +24,16 @@ from tests.holding import changes_since, left_in_process, run
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def without_ours() -> dict[str, str]:
+    return {name: text for name, text in os.environ.items() if not name.startswith("LOOPGUARD_")}
+
+
 def doctor(**variables: str) -> str:
     """What it prints in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "loopguard", "doctor", "--seconds", "0.3"],
         cwd=ROOT,
-        env={**os.environ, **variables},
+        env={**without_ours(), **variables},
         capture_output=True,
         text=True,
         timeout=100,

@@ -12,6 +12,7 @@ import pytest
 import uvloop
 
 from loopguard.capture import iteration, stacks
+from loopguard.capture.small_files import read_memory
 from loopguard.evidence import Iteration
 
 pytestmark = pytest.mark.core
@@ -139,7 +140,7 @@ def test_where_the_layout_is_not_found_nothing_is_read(layout: iteration._Layout
 
 def test_another_layout_of_the_memory_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """No place, or more than one, that always shows the loop's time."""
-    monkeypatch.setattr(iteration, "_read", lambda _address, _size: b"")
+    monkeypatch.setattr(iteration, "read_memory", lambda _address, _size: b"")
     assert iteration.find_layout() is None
 
 
@@ -149,6 +150,6 @@ def test_without_uvloop_there_is_no_layout(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_bad_address_is_an_empty_answer() -> None:
-    assert iteration._read(8, 8) == b""
-    assert iteration._read(-1, 8) == b""
-    assert iteration._read(2**64, 8) == b""
+    assert read_memory(8, 8) == b""
+    assert read_memory(-1, 8) == b""
+    assert read_memory(2**64, 8) == b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,9 @@ BUDGET = 0.1
 BLOCK = 3 * BUDGET
 UNDER = 0.6 * BUDGET
 CLOCK = 0.001  # for reading the clock itself
+
+SPACE_AT_THE_END = re.compile(r"\s+$")
+SPACES = " " * 10_000 + "end"  # some 0.3 s: for each it looks at all that follow
 
 Work = Callable[[], object]
 
@@ -42,6 +46,10 @@ def nap() -> None:
 
 def short_wait() -> None:
     time.sleep(0.4 * BUDGET)
+
+
+def searches() -> None:
+    SPACE_AT_THE_END.search(SPACES)  # keeps the GIL
 
 
 def computes() -> None:
@@ -138,6 +146,26 @@ def test_one_that_computes_one_that_sleeps_and_one_that_waits_for_a_lock(loop: s
     computing, *waiting = [stall.cpu_time or 0.0 for stall in stalls]
     assert all(seconds < computing for seconds in waiting)
     assert all(seconds < BLOCK / 2 for seconds in waiting)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_native_calls_on_the_same_line_that_keep_the_gil_are_told_apart(loop: str) -> None:
+    """The watchdog gets the GIL between them, for a moment: whatever lets it go in mid-look misses the next."""
+    names = [f"search-{number}" for number in range(4)]
+
+    async def search() -> None:
+        searches()
+
+    async def main() -> None:
+        await asyncio.sleep(3 * BUDGET)
+        await asyncio.gather(*(asyncio.create_task(search(), name=name) for name in names))
+
+    with loopguard.install(budget=BUDGET, log=False) as guard:
+        run(main(), loop)
+        stalls = told(guard)
+    assert [stall.task for stall in stalls] == names
+    assert {stall.cause for stall in stalls} == {"gil_hold"}
+    assert {stall.culprit and stall.culprit.function for stall in stalls} == {"searches"}
 
 
 @pytest.mark.parametrize("loop", LOOPS)

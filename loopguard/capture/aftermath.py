@@ -209,7 +209,8 @@ def _never() -> bool:
 def _in_turns(everything: Sequence[Any], over: Callable[[], bool]) -> Iterable[Sequence[Any]]:
     """Some at a time, until it is over; and the loop's thread may have the GIL in between."""
     for place in range(0, len(everything), _AT_A_TIME):
+        if place:
+            time.sleep(_REST)
         if over():
             return
         yield everything[place : place + _AT_A_TIME]
-        time.sleep(_REST)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
-from loopguard.capture.small_files import open_small
+from loopguard.capture.small_files import open_small, read_open
 
 try:
     import resource
@@ -19,18 +17,6 @@ except ImportError:  # Windows
     _THREAD = None
 
 
-def _find_pread() -> Any:
-    """pread(2) that keeps the GIL; os.pread lets it go, and who calls it must fight to have it back."""
-    try:
-        pread = ctypes.PyDLL(None).pread
-    except (OSError, TypeError, AttributeError):  # Windows
-        return None
-    pread.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long)
-    pread.restype = ctypes.c_ssize_t
-    return pread
-
-
-_pread = _find_pread()
 _PER_THREAD_CPU = 6  # CPUCLOCK_PERTHREAD_MASK | CPUCLOCK_SCHED, linux/posix-timers.h
 
 
@@ -72,7 +58,6 @@ class RunDelay:
     """How long a thread was ready to run without getting a CPU: the second field of its schedstat (proc(5))."""
 
     def __init__(self, native_id: int) -> None:
-        self._buffer = ctypes.create_string_buffer(64)
         self._fd = open_small(f"/proc/self/task/{native_id}/schedstat")
         if self.read() is None:
             self.close()
@@ -82,9 +67,8 @@ class RunDelay:
         if self._fd is None:
             return None
         try:
-            size = _pread(self._fd, self._buffer, 64, 0)
-            return int(self._buffer.raw[: max(size, 0)].split()[1])
-        except (ValueError, IndexError, TypeError):
+            return int(read_open(self._fd, 64).split()[1])
+        except (ValueError, IndexError):
             return None
 
     def close(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 import threading
 import time
@@ -42,37 +41,46 @@ class Gil:
 
 def _find() -> int | None:
     try:
-        library = ctypes.PyDLL(None)  # its functions keep the GIL
-        write, sleep = library.write, library.usleep
-        reader, writer = os.pipe()
+        sleep = ctypes.PyDLL(None).usleep  # keeps the GIL
     except (OSError, TypeError, AttributeError):  # Windows
         return None
-    waiter = threading.Thread(target=os.read, args=(reader, 1), name="loopguard-gil", daemon=True)
-    try:
-        waiter.start()
-        return _futex_of(waiter, lambda: write(writer, b"x", 1), sleep)
-    except RuntimeError:  # the interpreter is about to end
-        return None
-    finally:
-        if waiter.ident is not None:
-            os.write(writer, b"x")
-            waiter.join(_PATIENCE)
-        os.close(reader)
-        os.close(writer)
-
-
-def _futex_of(waiter: threading.Thread, release: Any, sleep: Any) -> int | None:
-    """What the thread waits on, once it is released from its read and cannot have the GIL."""
-    native_id, until = waiter.native_id or 0, time.monotonic() + _PATIENCE
-    # Of what, is not asked for: a sandbox may refuse to tell, and this would wait in the midst of a stall.
-    while getattr(system_calls.waiting_in(native_id), "call", None) != "read":
-        if time.monotonic() > until or not system_calls.works(native_id):
+    lock = threading.Lock()
+    waiter = threading.Thread(target=_pass, args=(lock,), name="loopguard-gil", daemon=True)
+    with lock:
+        try:
+            waiter.start()
+        except RuntimeError:  # no more threads, or the interpreter is about to end
             return None
+        waits_on = _waits_on(waiter)
+    try:
+        return None if waits_on is None else _next_futex(waiter, waits_on, sleep)
+    finally:
+        waiter.join(_PATIENCE)
+
+
+def _pass(lock: threading.Lock) -> None:
+    with lock:
+        pass
+
+
+def _waits_on(waiter: threading.Thread) -> int | None:
+    """What the thread waits on for the lock: it is the same for a while, where the GIL is to be had."""
+    native_id, until = waiter.native_id or 0, time.monotonic() + _PATIENCE
+    last: int | None = None
+    while time.monotonic() < until and system_calls.works(native_id):
         waiter.join(_STEP_US / 1e6)
-    release()
+        futex = system_calls.futex_of(native_id)
+        if futex and futex == last:
+            return futex
+        last = futex
+    return None
+
+
+def _next_futex(waiter: threading.Thread, lock: int, sleep: Any) -> int | None:
+    """What the thread waits on now that it has the lock and cannot have the GIL."""
     for _ in range(_STEPS):
         sleep(_STEP_US)
-        futex = system_calls.futex_of(native_id)
-        if futex:
+        futex = system_calls.futex_of(waiter.native_id or 0)
+        if futex and futex != lock:
             return futex
     return None

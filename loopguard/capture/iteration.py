@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import os
 import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, NamedTuple
 
+from loopguard.capture.small_files import read_memory
 from loopguard.capture.variables import local
 from loopguard.evidence import Iteration
 
@@ -53,7 +53,7 @@ def uvloop_reader(loop: Any, layout: _Layout | None) -> Reader | None:
     if layout is None:
         return None
     uv_loop = _word_at(id(loop) + layout.uv_loop)
-    if _read(uv_loop, _WORD) != id(loop).to_bytes(_WORD, "little"):
+    if read_memory(uv_loop, _WORD) != id(loop).to_bytes(_WORD, "little"):
         return None
     cached = ctypes.c_uint64.from_address(uv_loop + layout.time)
     return lambda _frame: Iteration(cached.value * 1_000_000, _UV_ERROR_NS, None)
@@ -62,7 +62,8 @@ def uvloop_reader(loop: Any, layout: _Layout | None) -> Reader | None:
 def find_layout() -> _Layout | None:
     """Find the layout on a private loop, by comparing its memory with its clock.
 
-    It sleeps for milliseconds, so not on a thread that runs a loop.
+    It sleeps for milliseconds, so not on a thread that runs a loop, and for no longer than the clock takes to move: a
+    native call that keeps the GIL meanwhile is not looked at.
     """
     try:
         import uvloop
@@ -79,27 +80,20 @@ def _calibrate(loop: Any) -> _Layout | None:
     own = id(loop).to_bytes(_WORD, "little")
     words = range(16, min(_LOOP_BYTES, type(loop).__basicsize__), _WORD)
     # uv_loop_t begins with `void* data`, which uvloop points back at the loop.
-    pointers = [offset for offset in words if _read(_word_at(id(loop) + offset), _WORD) == own]
+    pointers = [
+        offset for offset in words if read_memory(_word_at(id(loop) + offset), _WORD) == own
+    ]
     if len(pointers) != 1:
         return None
     uv_loop = _word_at(id(loop) + pointers[0])
     times = set(range(0, _UV_LOOP_BYTES, _WORD))
-    for _ in range(3):
-        time.sleep(0.003)
+    for moved in (0, _UV_ERROR_NS):
+        time.sleep(moved / 1e9)
         now = round(loop.time() * 1000).to_bytes(_WORD, "little")
-        memory = _read(uv_loop, _UV_LOOP_BYTES)
+        memory = read_memory(uv_loop, _UV_LOOP_BYTES)
         times = {at for at in times if memory[at : at + _WORD] == now}
     return _Layout(pointers[0], times.pop()) if len(times) == 1 else None
 
 
 def _word_at(address: int) -> int:
     return ctypes.c_uint64.from_address(address).value
-
-
-def _read(address: int, size: int) -> bytes:
-    """Memory of this process by way of the kernel: a bad address is an empty answer, not a crash."""
-    try:
-        with open("/proc/self/mem", "rb", buffering=0) as memory:
-            return os.pread(memory.fileno(), size, address)
-    except (OSError, OverflowError, ValueError):
-        return b""

@@ -13,15 +13,20 @@ import faulthandler
 import os
 import re
 import signal
+import struct
 import sys
 import threading
 from typing import Any, NamedTuple
 
 from loopguard.capture.clocks import thread_clock
+from loopguard.capture.small_files import read_open
 from loopguard.capture.timer_spec import TimerSpec
 from loopguard.clock import monotonic_ns, unix_ns
 
 _SIGEV_THREAD_ID = 4  # linux/signal.h
+# statx(2), whose struct is the same on every machine: where size, device and inode, and the time of change lie in it.
+_THIS_FILE, _BASIC = 0x1000, 0x7FF  # AT_EMPTY_PATH, STATX_BASIC_STATS
+_INODE, _SIZE, _CHANGED, _DEVICE = 32, 40, 112, 136
 _POINTER = ctypes.sizeof(ctypes.c_void_p)
 _LONGEST = 1 << 16
 # Printable ASCII, and no line that no file has: what else stands there is damaged.
@@ -77,7 +82,7 @@ class Probe:
         # PyDLL keeps the GIL during the call, which takes a microsecond.
         self._library = ctypes.PyDLL(None, use_errno=True)
         self._action = ctypes.create_string_buffer(256)  # struct sigaction begins with the handler
-        self._status = ctypes.create_string_buffer(256)  # struct stat begins with device and inode
+        self._status = ctypes.create_string_buffer(256)  # struct statx
         if file is None:
             self._file = os.memfd_create("loopguard-probe", os.MFD_CLOEXEC)
         else:
@@ -116,16 +121,15 @@ class Probe:
 
     def read(self) -> list[Dump]:
         """What was written since this was called last; the file is empty then."""
-        if self._identify() != self._identity:
+        # All with the GIL: this is in the midst of a look, and who gives it up beside busy code waits for long.
+        size, changed_ns = self._size_and_change() if self._identify() == self._identity else (0, 0)
+        if not size:
             return []
-        status = os.fstat(self._file)
-        if not status.st_size:
-            return []
-        text = os.pread(self._file, _LONGEST, 0).decode("ascii", "replace")
-        os.lseek(self._file, 0, os.SEEK_SET)
-        os.ftruncate(self._file, 0)
+        text = read_open(self._file, min(size, _LONGEST)).decode("ascii", "replace")
+        self._library.lseek(self._file, ctypes.c_long(0), os.SEEK_SET)
+        self._library.ftruncate(self._file, ctypes.c_long(0))
         # The file's own time is coarse: to within a tick of the kernel.
-        written_ns = status.st_mtime_ns - (unix_ns() - monotonic_ns())
+        written_ns = changed_ns - (unix_ns() - monotonic_ns())
         return parse(text, min(written_ns, monotonic_ns()))
 
     def close(self) -> None:
@@ -161,8 +165,17 @@ class Probe:
         return int.from_bytes(self._action.raw[:_POINTER], sys.byteorder)
 
     def _identify(self) -> bytes | None:
-        """Device and inode of the file; by fstat(2) with the GIL, which os.fstat lets go."""
-        return None if self._library.fstat(self._file, self._status) else self._status.raw[:16]
+        """Device and inode of the file, and what else is known of it; with the GIL, which os.fstat lets go."""
+        if self._library.statx(self._file, b"", _THIS_FILE, _BASIC, self._status):
+            return None
+        status = self._status.raw
+        return status[_INODE : _INODE + 8] + status[_DEVICE : _DEVICE + 8]
+
+    def _size_and_change(self) -> tuple[int, int]:
+        """Bytes in the file, and when they were written (Unix time in ns), as it was identified last."""
+        [size] = struct.unpack_from("=Q", self._status, _SIZE)
+        seconds, nanoseconds = struct.unpack_from("=qI", self._status, _CHANGED)
+        return size, seconds * 1_000_000_000 + nanoseconds
 
     def _set_disposition(self, number: int, handler: int) -> None:
         set_handler = self._library.signal

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 from typing import Any
 
-from loopguard.capture.small_files import read_small
+from loopguard.capture.small_files import read_memory, read_small
 from loopguard.evidence import Wait
 
 # Numbers of the calls that can wait: asm/unistd_64.h and asm-generic/unistd.h.
@@ -326,7 +326,7 @@ _FINDERS: dict[str, Callable[[list[int]], str]] = {
 
 def _memory(address: int, size: int) -> bytes:
     """Memory of this process by way of the kernel: a stale pointer is an error here, not a crash."""
-    data = _read(address, size)
+    data = read_memory(address, size)
     if len(data) < size:
         raise ValueError("unreadable")
     return data
@@ -334,12 +334,7 @@ def _memory(address: int, size: int) -> bytes:
 
 def _string(address: int) -> str:
     """What is there up to a zero; the end of readable memory may come before the end of the longest string."""
-    text, zero, _ = _read(address, _LONGEST_PATH).partition(b"\0")
+    text, zero, _ = read_memory(address, _LONGEST_PATH).partition(b"\0")
     if not zero:
         raise ValueError("unreadable")
     return os.fsdecode(text)
-
-
-def _read(address: int, size: int) -> bytes:
-    with open("/proc/self/mem", "rb", buffering=0) as memory:
-        return os.pread(memory.fileno(), size, address)

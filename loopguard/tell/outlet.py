@@ -18,7 +18,7 @@ class Outlet:
 
     Acts that raised, were pushed out of a full queue, or waited for one that hung are lost: `failed` is told of each
     error, `lost` counts them. `close` is called on that thread when it ends, however late a sink that hung returns.
-    `clock` gives seconds and never goes back.
+    `clock` gives seconds and never goes back. `woken` is called on that thread before each act, when it has the GIL.
     """
 
     def __init__(
@@ -27,11 +27,13 @@ class Outlet:
         failed: Callable[[BaseException], None],
         clock: Callable[[], float] = monotonic,
         close: Callable[[], object] | None = None,
+        woken: Callable[[], object] | None = None,
     ) -> None:
         self.name = name
         self._failed = failed
         self._clock = clock
         self._close = close
+        self._woken = woken
         self._lost = 0
         self._acts: deque[Callable[[], object]] = deque()
         self._changed = threading.Condition()
@@ -129,6 +131,8 @@ class Outlet:
 
     def _run(self) -> None:
         while (act := self._next()) is not None:
+            if self._woken is not None:
+                self._woken()
             with self._acting:
                 act()
             del act  # it holds a request's context, and the next may come in a week

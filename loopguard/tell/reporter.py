@@ -71,9 +71,14 @@ class Counts:
     exempt_by_reason: Counter[str] = field(default_factory=Counter)
 
 
+def _nothing() -> None:
+    pass
+
+
 class Reporter:
     """Tells of incidents. `put` never blocks; incidents are explained on the reporter's own thread, and each sink
-    works on one of its own."""
+    works on one of its own. `woken` is called on these whenever there is something to do, as soon as they have the GIL.
+    """
 
     def __init__(
         self,
@@ -85,6 +90,7 @@ class Reporter:
         keep: Callable[[Stall], None] | None = None,
         sufferers: Sufferers | None = None,
         mark: Mark | None = None,
+        woken: Callable[[], object] = _nothing,
     ) -> None:
         self.counts = Counts()
         self.stalls: deque[Stall] = deque(maxlen=REMEMBERED)
@@ -94,6 +100,7 @@ class Reporter:
         self._keep = keep
         self._sufferers = sufferers
         self._mark = mark
+        self._woken = woken
         self._limits = Limits()
         self._limits_of_ongoing = Limits()
         self._queue: deque[Incident] = deque()
@@ -109,9 +116,10 @@ class Reporter:
         self._uncounted: Incident | None = None
         self._stopping = False
         self._outlets = [
-            (each, Outlet(each.name, self.trouble, close=each.close)) for each in subscriptions
+            (each, Outlet(each.name, self.trouble, close=each.close, woken=woken))
+            for each in subscriptions
         ]
-        self._log = Outlet("log", self.trouble) if log else None
+        self._log = Outlet("log", self.trouble, woken=woken) if log else None
         if self._log is not None:
             everything = Subscription("log", log_stall, ongoing=True, fatal=True)
             self._outlets.append((everything, self._log))
@@ -226,6 +234,7 @@ class Reporter:
 
     def _run(self) -> None:
         while (act := self._next()) is not None:
+            self._woken()
             began = self._clock()
             act()
             del act  # it holds a request's context and scope, and the next may come in a week

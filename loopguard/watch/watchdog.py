@@ -73,10 +73,13 @@ class _Watch:
     """One heartbeat, and the looks since it was last heard.
 
     `next_ns` is the time for which the next look was asked, `since_ns` when the callback that runs was first seen.
+    `lent` are looks that another thread took in the watchdog's place, and `looking` is had by who takes one.
     """
 
     heart: Heartbeat
     looks: list[Look] = field(default_factory=list)
+    lent: deque[Look] = field(default_factory=deque)
+    looking: threading.Lock = field(default_factory=threading.Lock)
     next_ns: int = 0
     since_ns: int = 0
     early: dict[object, _Early] = field(default_factory=dict)
@@ -225,6 +228,20 @@ class Watchdog:
             watch.heart.watched_ns for watch in list(self._watches.values())
         )
 
+    def stand_in(self) -> None:
+        """Look at the loops for which the watchdog is late, on another thread of ours that got the GIL before it.
+
+        Who holds it after a native call that kept it is a matter of luck, and nobody else may see what called that.
+        """
+        try:
+            for watch in list(self._watches.values()):
+                last = [*watch.looks[-1:], *watch.lent][-1:]
+                asked_ns = max([self._asked_ns(watch), *(look.at_ns for look in last)])
+                if monotonic_ns() - asked_ns > 2 * _switch_ns():
+                    watch.lent.extend(self._look(watch, asked_ns))
+        except Exception as error:
+            self._shared.trouble(error)
+
     def settle(self, timeout: float) -> bool:
         """Wait until every beat that came late is judged; False where that took longer than `timeout` seconds."""
         until = monotonic_ns() + int(timeout * 1e9)
@@ -282,7 +299,8 @@ class Watchdog:
             watch = self._watches.get(alarm)
             if watch is None:
                 continue
-            seen = self._look(watch)
+            seen = self._look(watch, self._asked_ns(watch))
+            seen = [*_taken(watch.lent), *seen]
             waits, starved = waited()
             for look in share(seen, waits, starved):
                 for each in with_what_went_on(look, watch.looks, self.budget_ns, _switch_ns()):
@@ -306,23 +324,30 @@ class Watchdog:
             self._alarms.wake()
         return heart.alarm
 
-    def _look(self, watch: _Watch) -> list[Look]:
+    def _asked_ns(self, watch: _Watch) -> int:
+        return max(watch.next_ns, watch.heart.due_ns + self._shared.pace.slack_ns)
+
+    def _look(self, watch: _Watch, asked_ns: int) -> list[Look]:
         """A look, if the loop is overdue. Nothing here may let the GIL go before it."""
         heart = watch.heart
         # Served: from now on anew. Never disarmed, for native code may get the GIL before this is over.
         self._arm_probe(heart, self._shared.pace.probe_ns)
-        asked = max(watch.next_ns, heart.due_ns + self._shared.pace.slack_ns)
         subject = heart.subject
-        if heart.stopped or heart.late or self._paused or subject is None or monotonic_ns() < asked:
+        if heart.stopped or heart.late or self._paused or subject is None:
             return []
-        if not heart.loop.is_running():
-            if not heart.told_of_stop:  # it ran already when it was begun
-                heart.leave()
+        if monotonic_ns() < asked_ns or not watch.looking.acquire(blocking=False):
             return []
-        # Before the look, which lets the GIL go: the beat that ends the stall may come in the midst of it.
-        heart.note_run_delay()
-        dumps = partial(self._dumps_of, heart, heart.last_ns, monotonic_ns())
-        return self._observer.look(subject, asked, watch.read_iteration, dumps)
+        try:
+            if not heart.loop.is_running():
+                if not heart.told_of_stop:  # it ran already when it was begun
+                    heart.leave()
+                return []
+            # Before the look, which lets the GIL go: the beat that ends the stall may come in the midst of it.
+            heart.note_run_delay()
+            dumps = partial(self._dumps_of, heart, heart.last_ns, monotonic_ns())
+            return self._observer.look(subject, asked_ns, watch.read_iteration, dumps)
+        finally:
+            watch.looking.release()
 
     def _look_back(self, watch: _Watch, seen: list[Look], gil_waits: int, starved_ns: int) -> None:
         """Add what is known of the time that the watchdog then waited for the GIL: to look at all, or in mid-look."""
@@ -425,6 +450,7 @@ class Watchdog:
         judged = False
         while watch.heart.late:
             beat = watch.heart.late[0]
+            watch.looks += _taken(watch.lent)
             looks = [look for look in watch.looks if beat.last_ns <= look.at_ns <= beat.at_ns]
             watch.looks = [look for look in watch.looks if look.at_ns > beat.at_ns]
             if not looks:  # it came since the watchdog looked back
@@ -518,6 +544,10 @@ class Watchdog:
             watch.read_iteration = iteration.uvloop_reader(loop, self._layout)
         elif isinstance(loop, asyncio.BaseEventLoop):
             watch.read_iteration = iteration.from_run_once
+
+
+def _taken(lent: deque[Look]) -> list[Look]:
+    return [lent.popleft() for _ in range(len(lent))]
 
 
 def _switch_ns() -> int:

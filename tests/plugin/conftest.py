@@ -26,6 +26,8 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     def again(*arguments: str, on: bool = True) -> pytest.RunResult:
         return pytester.runpytest_inprocess(
             *("-p", "asyncio_loopguard", "-p", "no:cacheprovider", "-W", "ignore"),
+            # In each process it leaves a thread and a socket, which last as long as that does.
+            *("-p", "no:rerunfailures"),
             *(("--stalls",) if on else ()),
             *arguments,
         )

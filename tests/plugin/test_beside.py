@@ -231,7 +231,7 @@ def test_reruns_timeouts_and_coverage(run: Run, pytester: pytest.Pytester) -> No
         def test_blocks():
             block(0.4)
         """,
-        *("--cov", ".", "--cov-report", "term"),
+        *("-p", "rerunfailures", "--cov", ".", "--cov-report", "term"),
     )
     result.assert_outcomes(passed=1, failed=2)
     text = result.stdout.str()

@@ -114,6 +114,34 @@ def test_markers_and_the_fixture_are_there_also_where_it_is_off(run: Run) -> Non
     assert "test_is_not_watched" not in result.stdout.str()
 
 
+def test_a_name_of_their_own_that_is_our_fixtures_asks_for_nothing(run: Run) -> None:
+    result = run(
+        """
+        import asyncio, threading, time, pytest
+
+        def block():
+            async def main():
+                time.sleep(0.3)
+            asyncio.run(main())
+            assert not [each for each in threading.enumerate() if each.name.startswith("loopguard")]
+
+        @pytest.mark.parametrize("stalls", [1])
+        def test_parameter(stalls):
+            block()
+
+        class TestOwn:
+            @pytest.fixture
+            def stalls(self):
+                return 2
+
+            def test_fixture(self, stalls):
+                block()
+        """,
+        on=False,
+    )
+    result.assert_outcomes(passed=2)
+
+
 def test_what_is_allowed_passes(run: Run) -> None:
     result = run(
         """

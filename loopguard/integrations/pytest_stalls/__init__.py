@@ -75,9 +75,20 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.pluginmanager.has_plugin(_PLUGIN):
         return
     for item in session.items:
-        if "stalls" in getattr(item, "fixturenames", ()) or item.get_closest_marker("stall_budget"):
+        if asks(item):
             _plugin(session.config, everywhere=False)
             return
+
+
+def asks(item: pytest.Item) -> bool:
+    """Whether a test asks to be watched: by our marker, or by our fixture, not by one of its own with that name."""
+    if item.get_closest_marker("stall_budget") is not None:
+        return True
+    # What stands behind a name is known to pytest's own `_fixtureinfo` alone. Without it the name decides.
+    known = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+    nearest = known.get("stalls", (None,))[-1]
+    named = "stalls" in getattr(item, "fixturenames", ())
+    return named and (nearest is None or nearest.func.__module__ == __name__)
 
 
 @pytest.fixture

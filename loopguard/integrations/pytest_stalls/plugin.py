@@ -14,6 +14,7 @@ import pytest
 
 from loopguard.clock import monotonic_ns
 from loopguard.config import ConfigError
+from loopguard.integrations.pytest_stalls import asks
 from loopguard.record import Stall
 from loopguard.testing import StallWarning
 from loopguard.testing.baseline import Baseline, BaselineError, Known, known_by
@@ -242,11 +243,10 @@ class StallPlugin:
 
     def _new_run(self, item: pytest.Item) -> _Run:
         budget, allowed = item.get_closest_marker("stall_budget"), _allowance(item)
-        asked = budget is not None or "stalls" in getattr(item, "fixturenames", ())
         run = _Run(
             test=item.nodeid,
             budget=self._budget if budget is None else _seconds_of(budget),
-            watched=self._everywhere or asked,
+            watched=self._everywhere or asks(item),
             allowed=allowed,
         )
         if self._recorder is not None:
