@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-from loopguard.capture.small_files import open_small, read_open
+from loopguard.capture.small_files import open_small, read_at
 
 try:
     import resource
@@ -67,7 +67,7 @@ class RunDelay:
         if self._fd is None:
             return None
         try:
-            return int(read_open(self._fd, 64).split()[1])
+            return int(read_at(self._fd, 64).split()[1])
         except (ValueError, IndexError):
             return None
 

@@ -19,7 +19,7 @@ import threading
 from typing import Any, NamedTuple
 
 from loopguard.capture.clocks import thread_clock
-from loopguard.capture.small_files import read_open
+from loopguard.capture.small_files import read_at
 from loopguard.capture.timer_spec import TimerSpec
 from loopguard.clock import monotonic_ns, unix_ns
 
@@ -125,7 +125,7 @@ class Probe:
         size, changed_ns = self._size_and_change() if self._identify() == self._identity else (0, 0)
         if not size:
             return []
-        text = read_open(self._file, min(size, _LONGEST)).decode("ascii", "replace")
+        text = read_at(self._file, min(size, _LONGEST)).decode("ascii", "replace")
         self._library.lseek(self._file, ctypes.c_long(0), os.SEEK_SET)
         self._library.ftruncate(self._file, ctypes.c_long(0))
         # The file's own time is coarse: to within a tick of the kernel.
