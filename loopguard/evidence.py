@@ -98,7 +98,8 @@ class Throttled(NamedTuple):
 class OtherThread:
     """Another thread than the loop's: where it stood, and how long it had computed since `since_ns`.
 
-    `alone`: no other thread but those that were kept from the GIL wanted it back when it was free at last.
+    `alone`: no other thread but those that were kept from the GIL wanted it back when it was free at last. `ended`: it
+    is no more by then, and nobody knows which it was.
     """
 
     name: str
@@ -107,6 +108,7 @@ class OtherThread:
     cpu_ns: int
     since_ns: int
     alone: bool = False
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)

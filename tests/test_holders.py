@@ -17,7 +17,9 @@ import pytest
 
 import loopguard
 from loopguard.capture.callee import callee_of
+from loopguard.capture.others import OtherThreads
 from loopguard.capture.owners import owner_of
+from loopguard.evidence import OtherThread
 from loopguard.record import Stall
 from tests.holding import BUDGET, LONG, LOOPS, REST, run, told
 from tests.threads import blocked
@@ -226,3 +228,20 @@ def test_of_a_plain_lock_nobody_is_named() -> None:
     with blocked(work, lock.release) as thread:
         frame = thread.frame
         assert owner_of(frame, frame.f_lasti, callee_of(frame, frame.f_lasti), {}) is None
+
+
+def test_of_a_thread_that_has_ended_it_is_known_that_it_was_there_and_no_name() -> None:
+    others = OtherThreads()
+    others.note(10**15)
+
+    def in_the_way() -> OtherThread | None:
+        return others.in_the_way({}, threading.get_ident(), late_ns=100_000_000)
+
+    assert in_the_way() is None
+    thread = threading.Thread(target=keep_the_gil)
+    thread.start()
+    thread.join()
+    seen = in_the_way()
+    assert seen is not None
+    assert (seen.ended, seen.name, seen.native_id, seen.stack) == (True, "", None, ())
+    assert seen.cpu_ns >= 25_000_000

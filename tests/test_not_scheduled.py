@@ -209,11 +209,11 @@ def test_code_that_computes_over_budget_is_blamed_though_it_was_stopped_for_long
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_container_out_of_its_quota_is_nobodys_fault(loop: str) -> None:
-    """It may compute for 20 of 200 ms, and would for 100."""
+    """It may compute for 10 of 200 ms, and would for 100."""
     with cgroups.limited(quota_us=2_000_000, period_us=200_000) as group:
         process = Kept(loop, group)
         try:
-            tight = "20000"
+            tight = "10000"
             limit = group / "cpu.max"
             limit = limit if limit.exists() else group / "cpu.cfs_quota_us"
             text = f"{tight} 200000" if limit.name == "cpu.max" else tight

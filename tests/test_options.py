@@ -108,9 +108,8 @@ def test_a_threshold_can_be_set_and_can_follow_the_budget_again(name: str, facto
 
 def test_the_severity_changes_with_its_threshold_while_it_runs() -> None:
     guard = loopguard.install(budget=BUDGET, log=False)
-    run(hold())
-    guard.error_budget = LONG / 2
-    run(hold())
-    guard.error_budget = None
-    run(hold())
+    for threshold in (1.0, LONG / 2, None):
+        guard.error_budget = threshold
+        run(hold())
+        assert guard.flush(10)
     assert [stall.severity for stall in told(guard)] == ["warning", "error", "warning"]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import loopguard
+from loopguard.capture.clocks import RunDelay
 from tests.holding import LOOPS, run
 
 pytestmark = pytest.mark.core
@@ -160,9 +161,15 @@ def test_native_calls_on_the_same_line_that_keep_the_gil_are_told_apart(loop: st
         await asyncio.sleep(3 * BUDGET)
         await asyncio.gather(*(asyncio.create_task(search(), name=name) for name in names))
 
+    delay = RunDelay(threading.get_native_id())
+    before = delay.read() or 0
     with loopguard.install(budget=BUDGET, log=False) as guard:
         run(main(), loop)
         stalls = told(guard)
+    withheld = ((delay.read() or 0) - before) / 1e9
+    delay.close()
+    if withheld > BUDGET / 2:
+        pytest.skip(f"the machine gave no CPU for {withheld:.3f} s")
     assert [stall.task for stall in stalls] == names
     assert {stall.cause for stall in stalls} == {"gil_hold"}
     assert {stall.culprit and stall.culprit.function for stall in stalls} == {"searches"}

@@ -14,6 +14,8 @@ from tests.holding import BUDGET, LOOPS, run, told
 
 pytestmark = pytest.mark.core
 
+HELD = 12 * BUDGET
+
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_look_in_the_watchdogs_place_names_line_and_task(
@@ -29,15 +31,15 @@ def test_a_look_in_the_watchdogs_place_names_line_and_task(
         return gone_off
 
     async def holds() -> None:
-        time.sleep(3 * BUDGET)
+        time.sleep(HELD)
 
     async def main() -> None:
         await asyncio.sleep(BUDGET)
         monkeypatch.setattr(KernelAlarms, "wait", wait_too_long)
         assert guard._engine is not None
         stand_in = guard._engine.watchdog.stand_in
-        threading.Timer(1.5 * BUDGET, stand_in).start()
-        threading.Timer(2.5 * BUDGET, stand_in).start()
+        threading.Timer(HELD / 3, stand_in).start()
+        threading.Timer(HELD / 2, stand_in).start()
         await asyncio.create_task(holds(), name="holds")
         await asyncio.sleep(0)
         over.set()

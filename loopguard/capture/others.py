@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from types import FrameType
 
 from loopguard.capture import stacks
@@ -29,6 +30,7 @@ class OtherThreads:
         self.watchdog: int | None = None
         self.gil = Gil()
         self._noted: dict[int | None, int] = {}
+        self._noted_all = 0
         self._noted_ns = 0
 
     def note(self, now_ns: int) -> None:
@@ -36,6 +38,7 @@ class OtherThreads:
         if now_ns - self._noted_ns >= _EVERY_NS:
             self._noted_ns = now_ns
             self._noted = _clocks(_threads())
+            self._noted_all = time.process_time_ns()
 
     def in_the_way(
         self, frames: dict[int, FrameType], own: int, late_ns: int
@@ -44,7 +47,8 @@ class OtherThreads:
 
         None where it was not for long, or nothing tells. The one that computed most since the
         clocks were noted. Where none computed for much of the time, the only one that wants the GIL back now: who kept
-        it and was made to hand it over does, and all others rest in calls of their own.
+        it and was made to hand it over does, and all others rest in calls of their own. One that has ended
+        since is known by the CPU time that it left to the process.
         """
         if late_ns <= KEPT_WAITING_NS:
             return None
@@ -65,9 +69,18 @@ class OtherThreads:
         wanting = self._wanting(threads)
         if len(wanting) == 1:
             return self._as_it_stands(wanting[0], frames, spent.get(wanting[0], 0), alone=True)
+        gone_ns = self._spent_by_the_gone()
+        if gone_ns >= max(_LEAST_NS, late_ns // 4):
+            return OtherThread("", None, (), gone_ns, self._noted_ns, ended=True)
         if busiest is None or spent[busiest] < _LEAST_NS:
             return None
         return self._as_it_stands(busiest, frames, spent[busiest])
+
+    def _spent_by_the_gone(self) -> int:
+        """CPU nanoseconds of the process that none of its threads has spent, as far as they still run."""
+        clocks = _clocks(_threads())
+        lasting = sum(spent - self._noted.get(native_id, 0) for native_id, spent in clocks.items())
+        return time.process_time_ns() - self._noted_all - lasting
 
     def _wanting(self, threads: list[threading.Thread]) -> list[threading.Thread]:
         """Those that wait for the GIL; none where that is not to be seen, or there are too many threads to ask.

@@ -130,7 +130,7 @@ class Explainer:
         return tuple(Share(self._frame(frame), round(share, 4)) for frame, share in phases)
 
     def _holder(self, thread: OtherThread | None) -> Holder | None:
-        if thread is None:
+        if thread is None or thread.ended:
             return None
         culprit = self.ownership().own_frame(thread.stack)
         return Holder(

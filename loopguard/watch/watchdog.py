@@ -36,6 +36,7 @@ from loopguard.watch.timer import Alarm, Alarms
 _OF_BUDGET = 12
 _OF_AGE = 16
 _QUICKEST_NS = 1_000_000
+_AT_ONCE = 3  # looks, where each takes long
 # What lasts this many budgets is told of while it lasts, and again whenever it has doubled.
 _EARLY = 5
 # The black box has it from the budget on, and anew whenever it has lasted half as long again. Not earlier than this: at
@@ -299,8 +300,7 @@ class Watchdog:
             watch = self._watches.get(alarm)
             if watch is None:
                 continue
-            seen = self._look(watch, self._asked_ns(watch))
-            seen = [*_taken(watch.lent), *seen]
+            seen = self._looks(watch)
             waits, starved = waited()
             for look in share(seen, waits, starved):
                 for each in with_what_went_on(look, watch.looks, self.budget_ns, _switch_ns()):
@@ -323,6 +323,18 @@ class Watchdog:
         if is_uvloop(heart.loop) and not self._sought:
             self._alarms.wake()
         return heart.alarm
+
+    def _looks(self, watch: _Watch) -> list[Look]:
+        """What was lent, and a look; and another where the GIL was lost in mid-look: what runs by then may be another
+        callback, and nobody sees that if it keeps the GIL until it ends."""
+        seen = _taken(watch.lent)
+        for _ in range(_AT_ONCE):
+            asked_ns = max([self._asked_ns(watch), *(look.at_ns for look in seen)])
+            own = self._look(watch, asked_ns)
+            seen += own
+            if not own or monotonic_ns() - own[-1].at_ns <= 2 * _switch_ns():
+                break
+        return seen
 
     def _asked_ns(self, watch: _Watch) -> int:
         return max(watch.next_ns, watch.heart.due_ns + self._shared.pace.slack_ns)
@@ -450,7 +462,7 @@ class Watchdog:
         judged = False
         while watch.heart.late:
             beat = watch.heart.late[0]
-            watch.looks += _taken(watch.lent)
+            watch.looks += share(_taken(watch.lent), *waited()) if watch.lent else []
             looks = [look for look in watch.looks if beat.last_ns <= look.at_ns <= beat.at_ns]
             watch.looks = [look for look in watch.looks if look.at_ns > beat.at_ns]
             if not looks:  # it came since the watchdog looked back
