@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -27,42 +27,68 @@ RUNS = [
 ]
 SECONDS = 600  # the first test of a loop runs them all
 
-Rows = Callable[[str], dict[str, Row]]
+AGAIN = 3
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The cases of this run of pytest, and what was told of them."""
+
+    directory: Path
+    variables: Mapping[str, str]
+    names: Mapping[str, Sequence[str]]
+    known: dict[str, dict[str, Row]] = field(default_factory=dict)
+
+    def row(self, loop: str, name: str) -> Row:
+        if loop not in self.known:
+            rows = run_cases(self.directory, self.variables, loop, self.names[loop])
+            self.known[loop] = {row["case"]: row for row in rows}
+        return self.known[loop][name]
+
+    def again(self, loop: str, name: str) -> list[Row]:
+        directory = self.directory / f"{loop}.{name}"
+        directory.mkdir()
+        return run_cases(directory, self.variables, loop, [name], AGAIN)
 
 
 @pytest.fixture(scope="session")
-def rows(
+def corpus(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Rows]:
-    """What was told on a loop, by case: of those that this run of pytest has collected."""
-    wanted: dict[str, list[str]] = {loop: [] for loop in BY_LOOP}
+) -> Iterator[Corpus]:
+    names: dict[str, list[str]] = {loop: [] for loop in BY_LOOP}
     for item in request.session.items:
         parameters = getattr(item, "callspec", None)
         if item.path == Path(__file__) and parameters is not None:
-            wanted[parameters.params["loop"]].append(parameters.params["name"])
+            names[parameters.params["loop"]].append(parameters.params["name"])
     directory = tmp_path_factory.mktemp("corpus")
-    cases = [CASES[name] for names in wanted.values() for name in names]
-    with world(directory, cases) as variables:
-        yield cache(
-            lambda loop: {
-                row["case"]: row for row in run_cases(directory, variables, loop, wanted[loop])
-            }
-        )
+    with world(directory, [CASES[name] for some in names.values() for name in some]) as variables:
+        yield Corpus(directory, variables, names)
 
 
 @pytest.mark.timeout(SECONDS)
 @pytest.mark.parametrize("loop, name", RUNS)
-def test_it_is_told_as_its_label_says(loop: str, name: str, rows: Rows) -> None:
-    """Where the machine took the CPU, by its own account, and that made a difference, the test says so and skips."""
-    row = rows(loop)[name]
+def test_it_is_told_as_its_label_says(loop: str, name: str, corpus: Corpus) -> None:
+    """Where the machine took the CPU, by its own account, and that made a difference, the test says so and skips.
+
+    One miss in a hundred is in docs/accuracy.md, and no failure here: what was missed is run again, and may not be
+    missed twice more.
+    """
+    row = corpus.row(loop, name)
     if row.get("lacking"):
         pytest.skip(row["lacking"])
     misses = judge(row)
+    if not misses:
+        return
     words = [str(miss) for miss in misses]
-    excused = excuse(row, misses) if misses else None
+    excused = excuse(row, misses)
     if excused:
         pytest.skip(f"{excused}: {words}")
-    assert words == []
+    missed = [
+        [str(miss) for miss in found]
+        for row in corpus.again(loop, name)
+        if (found := judge(row)) and not excuse(row, found)
+    ]
+    assert len(missed) < 2, [words, *missed]
 
 
 def test_the_corpus_is_as_large_as_it_is_said_to_be() -> None:
