@@ -16,55 +16,18 @@ from fastapi import FastAPI, Request, Response, WebSocket
 from fastapi.responses import StreamingResponse
 from opentelemetry import trace
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import TracerProvider
 from starlette.middleware.base import BaseHTTPMiddleware
 
 import loopguard
 from tests.real.truth import Held, append
+from tests.span_file import SpanFile, otlp_processor
 
 TELEMETRY = os.environ["REAL_TELEMETRY"]
 BUDGET = 0.1
 NOTICE = 0.03  # in which those that are to become ready in mid-stall plan when
 
 Next = Callable[[Request], Awaitable[Response]]
-
-
-class SpanFile(SpanProcessor):
-    """Writes each span that has ended, a JSON object a line."""
-
-    def on_end(self, span: ReadableSpan) -> None:
-        append(
-            os.environ["REAL_SPANS"],
-            {
-                "name": span.name,
-                "kind": span.kind.name,
-                "trace_id": trace.format_trace_id(span.context.trace_id),
-                "span_id": trace.format_span_id(span.context.span_id),
-                "parent_id": trace.format_span_id(span.parent.span_id) if span.parent else None,
-                "start_ns": span.start_time,
-                "end_ns": span.end_time,
-                "attributes": dict(span.attributes or {}),
-                "links": [
-                    {
-                        "trace_id": trace.format_trace_id(link.context.trace_id),
-                        "span_id": trace.format_span_id(link.context.span_id),
-                        "attributes": dict(link.attributes or {}),
-                    }
-                    for link in span.links
-                ],
-            },
-        )
-
-
-def exporter_to_otlp() -> BatchSpanProcessor:
-    if os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc import trace_exporter as grpc
-
-        return BatchSpanProcessor(grpc.OTLPSpanExporter(), max_queue_size=100_000)
-    from opentelemetry.exporter.otlp.proto.http import trace_exporter as http
-
-    return BatchSpanProcessor(http.OTLPSpanExporter(), max_queue_size=100_000)
 
 
 @asynccontextmanager
@@ -79,9 +42,9 @@ async def pass_on(request: Request, call_next: Next) -> Response:
 
 provider = TracerProvider()
 if TELEMETRY != "none":
-    provider.add_span_processor(SpanFile())
-    if "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ:
-        provider.add_span_processor(exporter_to_otlp())
+    provider.add_span_processor(SpanFile(os.environ["REAL_SPANS"]))
+    if (over_otlp := otlp_processor(longest_queue=100_000)) is not None:
+        provider.add_span_processor(over_otlp)
     trace.set_tracer_provider(provider)
 
 app = FastAPI(lifespan=lifespan)

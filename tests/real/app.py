@@ -15,50 +15,16 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
 from opentelemetry import trace
-from opentelemetry.context import Context
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace import TracerProvider
 
 import loopguard
 from tests.real import blocking, innocent
-from tests.real.truth import append
+from tests.span_file import SpanFile, otlp_processor
 
 TELEMETRY = os.environ["REAL_TELEMETRY"]
 INSTALL = os.environ["REAL_INSTALL"]
-
-
-class SpanFile(SpanProcessor):
-    """Writes what the test asks about spans, a JSON object a line: as each begins, and as each ends."""
-
-    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        append(os.environ["REAL_STARTS"], {"span_id": trace.format_span_id(span.context.span_id)})
-
-    def on_end(self, span: ReadableSpan) -> None:
-        append(
-            os.environ["REAL_SPANS"],
-            {
-                "name": span.name,
-                "kind": span.kind.name,
-                "trace_id": trace.format_trace_id(span.context.trace_id),
-                "span_id": trace.format_span_id(span.context.span_id),
-                "parent_id": trace.format_span_id(span.parent.span_id) if span.parent else None,
-                "start_ns": span.start_time,
-                "end_ns": span.end_time,
-                "stall_id": (span.attributes or {}).get("loopguard.stall.id"),
-            },
-        )
-
-
-def otlp_exporter() -> SpanExporter:
-    if os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc import trace_exporter as grpc
-
-        return grpc.OTLPSpanExporter()
-    from opentelemetry.exporter.otlp.proto.http import trace_exporter as http
-
-    return http.OTLPSpanExporter()
 
 
 def install(app: FastAPI) -> loopguard.Guard:
@@ -75,10 +41,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 provider = TracerProvider()
 if TELEMETRY != "none":
-    provider.add_span_processor(SpanFile())
-    if "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ:
-        # In batches: a simple processor would send each request's span on the loop, and hold it.
-        provider.add_span_processor(BatchSpanProcessor(otlp_exporter()))
+    provider.add_span_processor(SpanFile(os.environ["REAL_SPANS"], os.environ["REAL_STARTS"]))
+    if (over_otlp := otlp_processor()) is not None:
+        provider.add_span_processor(over_otlp)
     trace.set_tracer_provider(provider)
 
 app = FastAPI(lifespan=lifespan)
