@@ -11,8 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext, suppress
-from pathlib import Path
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import uvicorn
@@ -26,6 +25,7 @@ from loopguard.record import Stall
 from tests.corpus import label
 from tests.corpus.cases import CASES
 from tests.corpus.label import BLOCK, Case, rest
+from tests.withheld import most_withheld, run_delays
 
 Row = dict[str, Any]
 
@@ -129,7 +129,7 @@ class Session:
         self.count += 1
         trace_id = f"{self.count:032x}"
         arguments = () if case.given is None else (case.given(),)
-        delays, began = _run_delays(), time.time()
+        delays, began = run_delays(), time.time()
         self.runner.run(self._live(case, trace_id, arguments))
         ended = time.time()
         told = self.watcher.told()
@@ -141,7 +141,7 @@ class Session:
             "case": case.name,
             "entered": entered,
             "left": left,
-            "withheld": _most_withheld(delays, _run_delays()),
+            "withheld": most_withheld(delays, run_delays()),
             "trace_id": trace_id if case.served else None,
             "records": told,
         }
@@ -155,20 +155,6 @@ class Session:
             else:
                 await case.work(*arguments)
             await rest()
-
-
-def _run_delays() -> dict[str, int]:
-    """Of each thread, the nanoseconds for which it was ready to run and got no CPU; nothing where nobody tells."""
-    delays = {}
-    for task in Path("/proc/self/task").glob("*/schedstat"):
-        with suppress(OSError):  # it has ended
-            delays[task.parent.name] = int(task.read_text().split()[1])
-    return delays
-
-
-def _most_withheld(before: dict[str, int], after: dict[str, int]) -> float:
-    """Seconds for which the machine gave no CPU to the thread that lacked it most."""
-    return max((after[task] - before.get(task, 0) for task in after), default=0) / 1e9
 
 
 @contextmanager

@@ -105,7 +105,7 @@ def kept(jaeger: Jaeger, sent: Sent) -> dict[str, list[Span]]:
         return set(jaeger.search(SERVICE))
 
     touched = {
-        trace_id for trace_id, spans in sent.traces.items() if any(s["stall_id"] for s in spans)
+        trace_id for trace_id, spans in sent.traces.items() if any("loopguard.stall.id" in s["attributes"] for s in spans)
     }
     assert wait_until(lambda: touched <= found(), 20), touched - found()
     return {
@@ -145,7 +145,7 @@ def test_of_those_that_met_no_stall_few_are_kept(sent: Sent, kept: dict[str, lis
     innocent = [
         trace_id
         for trace_id, spans in sent.traces.items()
-        if not any(span["stall_id"] for span in spans)
+        if not any("loopguard.stall.id" in span["attributes"] for span in spans)
     ]
     assert len(innocent) >= INNOCENT
     assert len(kept.keys() & set(innocent)) <= INNOCENT // 6, "one in a hundred is to be expected"

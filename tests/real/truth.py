@@ -10,9 +10,11 @@ from types import TracebackType
 
 from opentelemetry import trace
 
+from tests.withheld import most_withheld, run_delays
+
 
 class Held:
-    """Writes down the time that its body took, and the span that was active in it.
+    """Writes down the time that its body took, the CPU withheld in it, and the span that was active.
 
     The callback that held the loop began before the marked line: some time after the request was
     sent or, where the handler has `resumed` from an await since, just now. Times are unix seconds.
@@ -22,8 +24,10 @@ class Held:
         self.case = case
         self.resumed = resumed
         self.entered = 0.0
+        self._delays: dict[str, int] = {}
 
     def __enter__(self) -> None:
+        self._delays = run_delays()
         self.entered = time.time()
 
     def __exit__(
@@ -41,6 +45,7 @@ class Held:
                 "resumed": self.resumed,
                 "entered": self.entered,
                 "left": left,
+                "withheld": most_withheld(self._delays, run_delays()),
                 "trace_id": trace.format_trace_id(span.trace_id) if span.is_valid else None,
                 "span_id": trace.format_span_id(span.span_id) if span.is_valid else None,
             },
