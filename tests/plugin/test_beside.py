@@ -463,3 +463,31 @@ def test_a_task_left_over_names_the_test_that_made_it(run: Run) -> None:
     assert failed(result) == ["test_blocks_itself", "test_victim"]
     text = result.stdout.str()
     assert text.count("in the context of an earlier test: test_suite.py::test_leaves_a_task") == 1
+
+
+def test_a_thread_that_is_slow_to_begin_fails_no_test(run: Run) -> None:
+    """The loop waits in `Thread.start` until the system gives the new thread a CPU: that only warns."""
+    result = run(
+        """
+        import asyncio, threading, time
+
+        name = "_start_new_thread"
+        if hasattr(threading, "_start_joinable_thread"):
+            name = "_start_joinable_thread"
+        start = getattr(threading, name)
+
+        def start_slowly(function, *rest, **more):
+            def late(*arguments):
+                time.sleep(0.4)
+                function(*arguments)
+            return start(late, *rest, **more)
+
+        def test_waits(monkeypatch):
+            async def main():
+                monkeypatch.setattr(threading, name, start_slowly)
+                await asyncio.to_thread(int)
+            asyncio.run(main())
+        """,
+    )
+    result.assert_outcomes(passed=1)
+    assert lines_of_stalls(result, "warns") != []
