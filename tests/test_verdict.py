@@ -105,6 +105,7 @@ def test_the_explanation_tells_cause_wait_cpu_route_and_who_left_it_behind() -> 
         "    in the context of an earlier test: test_a.py::test_before",
         "    Use httpx.",
     ]
+    assert "without one" not in explanation(Seen(stall, 0, 0.0004))
 
 
 @pytest.mark.parametrize(

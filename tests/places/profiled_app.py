@@ -40,6 +40,7 @@ def in_the_background() -> None:
 
 
 app = FastAPI()
+rung = asyncio.Event()
 guard = loopguard.install(
     app,
     budget=0.2,
@@ -52,9 +53,22 @@ guard = loopguard.install(
 @app.get("/own")
 async def own() -> str:
     own_work()
-    await asyncio.sleep(0.3)
-    own_work()
     return "own"
+
+
+@app.get("/held")
+async def held() -> str:
+    own_work()
+    await rung.wait()
+    return "held"
+
+
+@app.get("/ring")
+async def ring() -> str:
+    """Let those go that are held."""
+    rung.set()
+    rung.clear()
+    return "rung"
 
 
 @app.get("/others")

@@ -89,29 +89,38 @@ def _nothing_is_left(profiled: Profiled) -> Iterator[None]:
     assert wait_until(lambda: not list(profiled.folder.glob("*.part")), 10)
 
 
-def test_nothing_of_twenty_others_is_in_it(profiled: Profiled) -> None:
-    async def all_at_once() -> list[httpx.Response]:
-        async with profiled.client() as client:
-            others = (client.get("/others") for _ in range(20))
-            return await asyncio.gather(client.get("/own", headers=header(TOKEN)), *others)
+def while_one_is_profiled(
+    profiled: Profiled, *asked: tuple[str, str | None]
+) -> tuple[httpx.Response, list[httpx.Response]]:
+    """The answer to a request that is profiled, and those to requests that came and were answered meanwhile."""
 
-    own, *others = asyncio.run(all_at_once())
+    async def all_of_them(before: int) -> tuple[httpx.Response, list[httpx.Response]]:
+        async with profiled.client() as client:
+            held = asyncio.create_task(client.get("/held", headers=header(TOKEN)))
+            while (await client.get("/left")).json()["profiles"] == before:
+                await asyncio.sleep(0.01)
+            requests = (client.get(path, headers=header(token)) for path, token in asked)
+            answers = await asyncio.gather(*requests)
+            while not held.done():
+                await client.get("/ring")
+            return held.result(), answers
+
+    return asyncio.run(all_of_them(profiled.left()["profiles"]))
+
+
+def test_nothing_of_twenty_others_is_in_it(profiled: Profiled) -> None:
+    held, others = while_one_is_profiled(profiled, *[("/others", None)] * 20)
     assert [HEADER in other.headers for other in others] == [False] * 20
-    text = profiled.profile(name_in(own))
+    text = profiled.profile(name_in(held))
     assert "own_work" in text
     assert "of_the_others" not in text
 
 
 def test_the_second_of_two_at_once_is_told_that_it_is_busy(profiled: Profiled) -> None:
-    async def both() -> list[httpx.Response]:
-        async with profiled.client() as client:
-            two = (client.get("/own", headers=header(TOKEN)) for _ in range(2))
-            return await asyncio.gather(*two)
-
     before = profiled.left()["profiles"]
-    words = sorted(answer.headers[HEADER] for answer in asyncio.run(both()))
-    assert words[1] == "busy"
-    assert "own_work" in profiled.profile(words[0])
+    held, [second] = while_one_is_profiled(profiled, ("/own", TOKEN))
+    assert (second.text, second.headers[HEADER]) == ('"own"', "busy")
+    assert "own_work" in profiled.profile(name_in(held))
     assert profiled.left()["profiles"] == before + 1
 
 
