@@ -1,9 +1,9 @@
 """Is the pytest plugin flaky? A suite that blocks nothing, run again and again beside busy processes.
 
-    python benchmarks/innocent.py [--runs N] [--busy N] [--quota CPUS] [--json PATH]
+    python benchmarks/innocent.py [--runs N] [--at-once N] [--busy N] [--quota CPUS] [--json PATH]
 
-Each run is a pytest process of its own, with as many processes beside it that compute all the time. With --quota it gets
-so many CPUs by a control group (as root). Exit code 1 where any test failed.
+Each run is a pytest process of its own, some at a time, beside processes that compute all the time. Each second one has
+a quota of so many CPUs, by a control group of its own, where one can be had (as root). Exit code 1 where any test failed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUPS = Path("/sys/fs/cgroup")
@@ -119,12 +122,16 @@ def busy(count: int) -> Iterator[None]:
 
 @contextmanager
 def limited(cpus: float | None) -> Iterator[list[str]]:
-    """What to put before a command, so that it and its children get so many CPUs together."""
+    """What to put before a command, so that it and its children get so many CPUs together; None: as many as there are.
+
+    Raises:
+        OSError: no such control group can be had here.
+    """
     if cpus is None:
         yield []
         return
     second_version = (GROUPS / "cgroup.controllers").exists()
-    group = (GROUPS if second_version else GROUPS / "cpu") / f"innocent-{os.getpid()}"
+    group = (GROUPS if second_version else GROUPS / "cpu") / f"innocent-{uuid4().hex}"
     group.mkdir()
     try:
         if second_version:
@@ -137,16 +144,26 @@ def limited(cpus: float | None) -> Iterator[list[str]]:
         group.rmdir()
 
 
-def run_once(folder: Path, before: list[str]) -> list[str]:
-    """The names of the tests that failed."""
+def can_be_limited(cpus: float) -> bool:
+    try:
+        with limited(cpus) as before:
+            return subprocess.run([*before, "true"], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+def run_once(folder: Path, cpus: float | None) -> list[str]:
+    """The names of the tests that failed, with a quota or without."""
     command = [
         *(sys.executable, "-m", "pytest", "-q", "-p", "asyncio_loopguard", "--stalls"),
         *("-p", "no:cacheprovider", "-W", "ignore", "--rootdir", str(folder), str(folder)),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*before, *command], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    # Without the other plugins of this environment: what they load would take as long as the suite.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    with limited(cpus) as before:
+        done = subprocess.run(
+            [*before, *command], cwd=folder, env=environment, capture_output=True, text=True
+        )
     failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     if done.returncode not in (0, 1) or (done.returncode == 1 and not failed):
         raise SystemExit(done.stdout + done.stderr)
@@ -158,28 +175,37 @@ def run_once(folder: Path, before: list[str]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--at-once", type=int, default=4)
     parser.add_argument("--busy", type=int, default=8)
-    parser.add_argument("--quota", type=float, metavar="CPUS")
+    parser.add_argument("--quota", type=float, metavar="CPUS", default=0.5, help="0: none")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    quota = options.quota if options.quota and can_be_limited(options.quota) else None
+    quotas = [quota if number % 2 else None for number in range(options.runs)]
     failed: Counter[str] = Counter()
     began = time.monotonic()
     with (
         tempfile.TemporaryDirectory() as name,
-        limited(options.quota) as before,
         busy(options.busy),
+        ThreadPoolExecutor(options.at_once) as runs,
     ):
         folder = Path(name)
         (folder / "test_innocent.py").write_text(SUITE)
-        for _ in range(options.runs):
-            failed.update(run_once(folder, before))
+        for failures in runs.map(partial(run_once, folder), quotas):
+            failed.update(failures)
     seconds = time.monotonic() - began
+    with_quota = sum(each is not None for each in quotas)
     print(
-        f"{options.runs} runs of 39 tests beside {options.busy} busy processes, quota {options.quota}: "
-        f"{sum(failed.values())} failures, {seconds:.0f} s"
+        f"{options.runs} runs of 39 tests, {options.at_once} at a time beside {options.busy} busy processes, "
+        f"{with_quota} of them with a quota of {options.quota:g} CPUs: {sum(failed.values())} failures, {seconds:.0f} s"
     )
     if options.json:
-        figures = {"runs": options.runs, "failures": dict(failed), "seconds": seconds}
+        figures = {
+            "runs": options.runs,
+            "with_quota": with_quota,
+            "failures": dict(failed),
+            "seconds": seconds,
+        }
         options.json.write_text(json.dumps(figures, indent=2))
     return 1 if failed else 0
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 import loopguard
+from tests.environments import uv, wheel  # noqa: F401 - pytest finds these here
 from tests.reliability import (  # noqa: F401 - pytest finds these here
     at_length,
     pytest_addoption,

@@ -14,7 +14,13 @@ pytest.importorskip("opentelemetry.sdk", reason="needs the extra `otlp`")
 
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    ALWAYS_ON,
+    ParentBased,
+    Sampler,
+    SamplingResult,
+)
 from opentelemetry.trace import Span
 
 from loopguard.evidence import Arrival, Held, Incident, InFlight, LateBeat, StoodStill
@@ -37,6 +43,24 @@ def delayed(span: Span, delay: float = 0.4, *, queued: bool = False) -> StoodSti
         ended_ns=ENDED_NS,
         coroutine=object(),
     )
+
+
+class Raising(Sampler):
+    """Takes every span, but for one of those of delays, at which it raises."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.delays = 0
+
+    def should_sample(self, *arguments: Any, **named: Any) -> SamplingResult:
+        if "event_loop.delay" in (*arguments, *named.values()):
+            self.delays += 1
+            if self.delays == self.at:
+                raise LookupError(f"at delay {self.at}")
+        return ALWAYS_ON.should_sample(*arguments, **named)
+
+    def get_description(self) -> str:
+        return "raising"
 
 
 class World:
@@ -163,6 +187,26 @@ class TestSpans:
         world.tell(delayed(remote(SAMPLED)), culprit=world.request())
         assert world.delays() == []
         assert world.tracing.stall().links == ()
+
+    def test_one_that_a_sampler_raises_at_is_lost_alone(self) -> None:
+        """The others are sent and linked, and so is the stall's own; then it is told of, once."""
+        world = World(Tracing(Raising(at=2)))
+        own, culprit = world.request(), world.request()
+        with pytest.raises(LookupError, match="at delay 2"):
+            world.tell(*(delayed(own, (5 - number) / 10) for number in range(3)), culprit=culprit)
+        sent = [(span.attributes or {})["loopguard.delay"] for span in world.delays()]
+        assert sent == [0.5, 0.3]
+        links = [dict(link.attributes or {}) for link in world.tracing.stall().links]
+        assert [link["loopguard.delay"] for link in links] == sent
+
+    def test_a_late_one_that_a_sampler_raises_at_is_lost_alone(self) -> None:
+        world = World(Tracing(Raising(at=1)))
+        world.tell(culprit=world.request())
+        own = world.request(450)
+        late = LateDelays(STALL, tuple(delayed(own, queued=True) for _ in range(3)))
+        with pytest.raises(LookupError, match="at delay 1"):
+            world.sink.late(late)
+        assert len(world.delays()) == 2
 
     def test_a_thousand_are_sent_at_most_the_late_ones_among_them(self, world: World) -> None:
         own = world.request()

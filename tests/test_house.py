@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "apps": DATA | {"capture", "explain"},
     "engine": DATA | ENGINE | {"apps", "black_box", "lasting"},
     "guard": DATA | {"apps", "capture", "engine", "tell", "watch"},
-    "testing": DATA | {"capture", "guard", "tell"},
+    "testing": DATA | {"capture", "explain", "guard", "integrations.served", "tell"},
     "show": {"record", "tell"},  # of what tells: how a name is made printable, and a line of JSON
     "integrations.asgi": DATA | {"capture", "explain", "guard"},
     "integrations.served": set(),

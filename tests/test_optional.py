@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,7 +13,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.environments import ROOT, Environment, clean_environment
 
 pytestmark = pytest.mark.timeout(300)  # a package index may be slow
 
@@ -56,74 +54,16 @@ uvicorn.run(app, port=0)
 """
 
 
-class Environment:
-    """A fresh virtual environment with the wheel and nothing else, but what is asked for."""
-
-    def __init__(self, directory: Path, uv: str, *packages: str) -> None:
-        self.directory = directory
-        self.python = directory / "venv" / "bin" / "python"
-        directory.mkdir()
-        call(uv, "venv", "-q", "--python", sys.executable, str(directory / "venv"))
-        if sys.platform == "win32":
-            self.python = directory / "venv" / "Scripts" / "python.exe"
-        call(uv, "pip", "install", "-q", "--python", str(self.python), *packages)
-        listed = call(uv, "pip", "list", "--format", "json", "--python", str(self.python))
-        self.packages = {package["name"] for package in json.loads(listed)}
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run its Python, far from the checkout and its environment."""
-        return subprocess.run(
-            [self.python, *arguments],
-            cwd=self.directory,
-            env=clean_environment(),
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-
-    def block(self, loop: str = "asyncio") -> tuple[dict[str, Any], dict[str, Any], str]:
-        """Hold a plain loop: what the script says, its one record, its stderr."""
-        stalls = self.directory / f"{loop}.jsonl"
-        done = self.run("-W", "error", "-c", PLAIN, str(stalls), loop)
-        assert done.returncode == 0, done.stderr
-        records = [json.loads(line) for line in stalls.read_text().splitlines()]
-        (record,) = [record for record in records if record["call"] == "time.sleep"]
-        return json.loads(done.stdout), record, done.stderr
-
-
-def clean_environment() -> dict[str, str]:
-    dropped = ("PYTHON", "VIRTUAL_ENV", "LOOPGUARD_", "OTEL_")
-    return {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
-
-
-def call(*command: str) -> str:
-    """Run a command of uv's; where the index is not to be reached the test cannot be made."""
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, env=clean_environment()
-    )
-    unreachable = (
-        r"error sending request|dns error|failed to fetch|connection (refused|reset)|timed out"
-    )
-    if done.returncode != 0 and re.search(unreachable, done.stderr, re.IGNORECASE):
-        pytest.skip(f"the package index is not to be reached: {done.stderr.strip()[-300:]}")
+def block(
+    environment: Environment, loop: str = "asyncio"
+) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Hold a plain loop: what the script says, its one record, its stderr."""
+    stalls = environment.directory / f"{loop}.jsonl"
+    done = environment.run("-W", "error", "-c", PLAIN, str(stalls), loop)
     assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def uv() -> str:
-    found = shutil.which("uv")
-    if found is None or subprocess.run([found, "--version"], capture_output=True).returncode != 0:
-        pytest.skip("uv is not installed")
-    return found
-
-
-@pytest.fixture(scope="module")
-def wheel(uv: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("dist")
-    call(uv, "build", "-q", "--wheel", "--out-dir", str(directory), str(ROOT))
-    (built,) = directory.glob("*.whl")
-    return built
+    records = [json.loads(line) for line in stalls.read_text().splitlines()]
+    (record,) = [record for record in records if record["call"] == "time.sleep"]
+    return json.loads(done.stdout), record, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +109,7 @@ def test_the_bare_wheel_needs_structlog_and_the_api_of_opentelemetry(bare: Envir
 
 def test_the_bare_wheel_catches_a_stall(bare: Environment) -> None:
     """With its record, its log, and no import of what only the extras bring."""
-    said, record, stderr = bare.block()
+    said, record, stderr = block(bare)
     assert said["heavy"] == []
     assert said["flushed"]
     assert (said["stats"]["sink_errors"], said["stats"]["troubles"]) == (0, 0)
@@ -201,7 +141,7 @@ def test_the_demo_says_in_one_line_what_it_lacks(bare: Environment, command: str
 
 def test_with_uvloop_alone_its_loops_are_guarded(with_uvloop: Environment) -> None:
     assert "fastapi" not in with_uvloop.packages
-    said, record, _ = with_uvloop.block("uvloop")
+    said, record, _ = block(with_uvloop, "uvloop")
     assert said["heavy"] == [], "uvloop is imported where it is used, not with loopguard"
     assert record["loop"] == "uvloop.Loop"
     assert record["culprit"]["function"] == "main"

@@ -15,6 +15,7 @@ from loopguard.testing.words import explanation, headline
 from tests.records import CULPRIT, LIBRARY, make_stall
 
 MS = 1_000_000
+STARTS = replace(LIBRARY, module="threading", function="Thread.start")
 HOLDER = Holder("worker", 1, CULPRIT, (CULPRIT,))
 
 
@@ -45,6 +46,9 @@ def seen(withheld: float | None = 0.0, **changes: Any) -> Seen:
             seen(cause="gil_wait", culprit=None, holder=replace(HOLDER, thread="MainThread")),
             "passes",
         ),
+        (seen(cause="lock"), "fails"),
+        (seen(cause="lock", stack=(CULPRIT, STARTS)), "warns"),
+        (seen(cause="cpu", stack=(CULPRIT, STARTS)), "fails"),
         (seen(stack=(CULPRIT, replace(LIBRARY, module="bdb"))), "passes"),
         (seen(stack=(CULPRIT, replace(LIBRARY, module="_pydevd_bundle.pydevd_frame"))), "passes"),
         (seen(stack=(CULPRIT, replace(LIBRARY, module="pdbx"))), "fails"),
@@ -101,6 +105,7 @@ def test_the_explanation_tells_cause_wait_cpu_route_and_who_left_it_behind() -> 
         "    in the context of an earlier test: test_a.py::test_before",
         "    Use httpx.",
     ]
+    assert "without one" not in explanation(Seen(stall, 0, 0.0004))
 
 
 @pytest.mark.parametrize(

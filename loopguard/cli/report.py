@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, get_args
 
 from loopguard.black_box.search import records_in
-from loopguard.cli import arguments, output
+from loopguard.cli import arguments, namesake, output
 from loopguard.cli.progress import Progress
 from loopguard.record import Cause
 from loopguard.show.choose import Choice
@@ -133,8 +133,10 @@ def read(files: list[str], choice: Choice, keep: int) -> tuple[Summary, LeftOut]
     """Add up what is in the files, and say on stderr what was left out.
 
     Raises:
-        ReadError: one of them is not to be had.
+        ReadError: one of them is not to be had, or is the report of another project.
     """
+    for theirs in filter(namesake.is_theirs, files):
+        raise ReadError(namesake.refusal(theirs))
     with Progress() as progress:
         reader = Reader(files, progress=progress, remains=records_in)
         progress.size = reader.size

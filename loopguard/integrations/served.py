@@ -44,21 +44,12 @@ class ServedApps:
     def _wrap(self, original: Any) -> Any:
         seen, note = self._seen, self._note
 
-        @functools.wraps(original)
         def call(app: Any, scope: Any, receive: Any, send: Any) -> Any:
             if id(app) not in seen:
                 note(app, scope)
             return original(app, scope, receive, send)
 
-        if sys.version_info >= (3, 12):
-            # A further coroutine around each request would cost more; but servers ask whether it is one.
-            return inspect.markcoroutinefunction(call)
-
-        @functools.wraps(original)
-        async def called(app: Any, scope: Any, receive: Any, send: Any) -> None:
-            await call(app, scope, receive, send)
-
-        return called
+        return in_place_of(original, call)
 
     def _note(self, app: Any, scope: Any) -> None:
         if (
@@ -68,3 +59,16 @@ class ServedApps:
         key = id(app)
         self._seen[key] = reference(app, lambda _: self._seen.pop(key, None))
         self._follow(app)
+
+
+def in_place_of(original: Any, call: Callable[[Any, Any, Any, Any], Any]) -> Any:
+    """`call`, which hands on the coroutine of `original`, such that servers take it for the coroutine function."""
+    if sys.version_info >= (3, 12):
+        # A further coroutine around each request would cost more; but servers ask whether it is one.
+        return inspect.markcoroutinefunction(functools.wraps(original)(call))
+
+    @functools.wraps(original)
+    async def called(app: Any, scope: Any, receive: Any, send: Any) -> None:
+        await call(app, scope, receive, send)
+
+    return called

@@ -39,8 +39,14 @@ class _Told(NamedTuple):
     left: int
 
 
+Failed = Callable[[Exception], object]
+
+
 class DelaySpans:
-    """Sends a span `event_loop.delay` for each delayed request whose own span is sampled, at most 1,000 a stall."""
+    """Sends a span `event_loop.delay` for each delayed request whose own span is sampled, at most 1,000 a stall.
+
+    One at which somebody's sampler or processor raises is lost alone: `failed` is told, and the others are sent.
+    """
 
     def __init__(self, rest: Callable[[float], None] = time.sleep) -> None:
         self._rest = rest
@@ -52,22 +58,23 @@ class DelaySpans:
         stall: Stall,
         stall_span: SpanContext,
         delays: Sequence[StoodStill],
+        failed: Failed,
     ) -> list[Sent]:
         """Send them, the longest first, with a link to the stall's span; gives those that are sampled."""
         sampled = [each for each in delays if _is_sampled(each.own_span)][:MOST_SENT]
         self._told[stall.id] = _Told(stall_span, MOST_SENT - len(sampled))
         while len(self._told) > _REMEMBERED:
             del self._told[next(iter(self._told))]
-        return list(self._each(tracer, stall, stall_span, sampled))
+        return list(self._each(tracer, stall, stall_span, sampled, failed))
 
-    def send_late(self, tracer: trace.Tracer, late: LateDelays) -> None:
+    def send_late(self, tracer: trace.Tracer, late: LateDelays, failed: Failed) -> None:
         """Send those of requests that began after the stall was told of."""
         told = self._told.get(late.stall.id)
         if told is None:  # of which no span could be made
             return
         sampled = [each for each in late.delays if _is_sampled(each.own_span)][: told.left]
         self._told[late.stall.id] = told._replace(left=told.left - len(sampled))
-        for _ in self._each(tracer, late.stall, told.span, sampled):
+        for _ in self._each(tracer, late.stall, told.span, sampled, failed):
             pass
 
     def _each(
@@ -76,13 +83,18 @@ class DelaySpans:
         stall: Stall,
         stall_span: SpanContext,
         delays: Iterable[StoodStill],
+        failed: Failed,
     ) -> Iterable[Sent]:
         links = [Link(stall_span)] if stall_span.trace_flags.sampled else []
         of_stall = _of_stall(stall)
         for number, each in enumerate(delays, 1):
-            span = _send(tracer, each, of_stall | _of(each), links)
-            if span.trace_flags.sampled:
-                yield Sent(span, each.told.delay)
+            try:
+                span = _send(tracer, each, of_stall | _of(each), links)
+            except Exception as error:
+                failed(error)
+            else:
+                if span.trace_flags.sampled:
+                    yield Sent(span, each.told.delay)
             if number % _AT_A_TIME == 0:
                 self._rest(_REST)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from opentelemetry import trace
@@ -46,6 +47,7 @@ class Spans:
         self._delays = DelaySpans()
 
     def __call__(self, report: Report) -> None:
+        failures: list[Exception] = []
         place = _place(report)
         begin_ns, end_ns = within(report.started_ns, report.ended_ns, place.begin_ns, place.end_ns)
         tracer = self._tracer()
@@ -59,18 +61,29 @@ class Spans:
         try:
             if report.stall.severity == "error":
                 span.set_status(Status(StatusCode.ERROR, describe(report.stall)))
-            sent = self._delays.send(tracer, report.stall, span.get_span_context(), report.delays)
+            sent = self._delays.send(
+                tracer, report.stall, span.get_span_context(), report.delays, failures.append
+            )
             if place.has_parent:
                 link_back(span, sent)
         finally:
             span.end(end_time=end_ns)
+        _raise_first(failures)
 
     def late(self, late: LateDelays) -> None:
         """Requests that began after the stall's own span was sent."""
-        self._delays.send_late(self._tracer(), late)
+        failures: list[Exception] = []
+        self._delays.send_late(self._tracer(), late, failures.append)
+        _raise_first(failures)
 
     def _tracer(self) -> trace.Tracer:
         return trace.get_tracer(SCOPE, self._version, self._provider)
+
+
+def _raise_first(failures: Sequence[Exception]) -> None:
+    """Have a failure counted and said, once all that could be sent has been."""
+    if failures:
+        raise failures[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from loopguard.capture.clocks import run_delay_works
 from loopguard.config import PREFIX, read_config
 from loopguard.guard import Guard
 from loopguard.tell.report import Report, Subscription
+from loopguard.testing.requests import Requests
 from loopguard.testing.verdict import Seen
 
 running_test: ContextVar[str | None] = ContextVar("loopguard_test", default=None)
@@ -55,6 +56,7 @@ class Recorder:
 
     def start(self) -> None:
         self._guard.start(on_uninstall=_nothing)
+        self._guard.follow(Requests())
 
     def join(self) -> None:
         """Watch also the loops that other threads run already."""

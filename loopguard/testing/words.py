@@ -8,6 +8,8 @@ from loopguard.record import Frame, Stall
 from loopguard.tell.printable import printable
 from loopguard.testing.verdict import Seen, limit_of
 
+_LEAST_SHOWN = 0.001  # seconds
+
 
 def headline(stall: Stall, budget: float) -> str:
     """One line: place, seconds, budget, call and function."""
@@ -65,5 +67,5 @@ def _why(seen: Seen) -> Iterator[str]:
         yield f"waited on {stall.waited_on}"
     if stall.cpu_time is not None:
         yield f"{stall.cpu_time:.3f} s on CPU"
-    if seen.withheld:
+    if seen.withheld and seen.withheld >= _LEAST_SHOWN:
         yield f"up to {seen.withheld:.3f} s without one"

@@ -179,6 +179,61 @@ def test_clients_of_web_applications(run: Run) -> None:
     assert {line.split()[1] for line in lines_of_stalls(result)} == {"slow"}
 
 
+def test_the_message_names_the_route(run: Run) -> None:
+    """With the prefixes of routers and mounts, and without the path that was asked for; Starlette is left as it was."""
+    starlette = pytest.importorskip("starlette.applications")
+    pytest.importorskip("fastapi")
+    before = starlette.Starlette.__call__
+    result = run(
+        """
+        import asyncio, time, httpx
+        from fastapi import APIRouter, FastAPI
+        from fastapi.testclient import TestClient
+
+        app, mounted, router = FastAPI(), FastAPI(), APIRouter()
+
+        def block():
+            time.sleep(0.3)
+
+        @router.post("/users/{user}")
+        async def add(user: str):
+            block()
+
+        @mounted.get("/items/{item}")
+        async def item(item: str):
+            await asyncio.sleep(0)
+            block()
+
+        app.include_router(router, prefix="/v1")
+        app.mount("/shop", mounted)
+
+        def test_router():
+            assert TestClient(app).post("/v1/users/secret").status_code == 200
+
+        def test_mount():
+            with TestClient(app) as client:
+                assert client.get("/shop/items/secret").status_code == 200
+
+        def test_transport():
+            async def main():
+                transport = httpx.ASGITransport(app)
+                async with httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+                    return await client.post("/v1/users/secret")
+            assert asyncio.run(main()).status_code == 200
+
+        def test_beside_a_request():
+            async def main():
+                block()
+            asyncio.run(main())
+        """,
+    )
+    result.assert_outcomes(failed=4)
+    routes = [line.strip() for line in result.outlines if line.startswith("    in ")]
+    of_router, of_mount = "in POST /v1/users/{user}", "in GET /shop/items/{item}"
+    assert routes == [of_router, of_mount, of_router]
+    assert starlette.Starlette.__call__ is before
+
+
 def test_workers_of_xdist(run: Run, pytester: pytest.Pytester) -> None:
     """They judge; the one that started them sums up, writes the baseline and names the worst first."""
     pytest.importorskip("xdist")
@@ -463,3 +518,31 @@ def test_a_task_left_over_names_the_test_that_made_it(run: Run) -> None:
     assert failed(result) == ["test_blocks_itself", "test_victim"]
     text = result.stdout.str()
     assert text.count("in the context of an earlier test: test_suite.py::test_leaves_a_task") == 1
+
+
+def test_a_thread_that_is_slow_to_begin_fails_no_test(run: Run) -> None:
+    """The loop waits in `Thread.start` until the system gives the new thread a CPU: that only warns."""
+    result = run(
+        """
+        import asyncio, threading, time
+
+        name = "_start_new_thread"
+        if hasattr(threading, "_start_joinable_thread"):
+            name = "_start_joinable_thread"
+        start = getattr(threading, name)
+
+        def start_slowly(function, *rest, **more):
+            def late(*arguments):
+                time.sleep(0.4)
+                function(*arguments)
+            return start(late, *rest, **more)
+
+        def test_waits(monkeypatch):
+            async def main():
+                monkeypatch.setattr(threading, name, start_slowly)
+                await asyncio.to_thread(int)
+            asyncio.run(main())
+        """,
+    )
+    result.assert_outcomes(passed=1)
+    assert lines_of_stalls(result, "warns") != []

@@ -17,13 +17,17 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 @pytest.mark.skipif(sys.platform != "linux", reason="the evidence of the system is Linux's")
 @pytest.mark.timeout(400)
 def test_no_test_fails_that_blocks_nothing(tmp_path: Path) -> None:
-    """Ten runs beside twice as many busy processes as there are CPUs; `benchmarks/innocent.py` runs two hundred."""
+    """Ten runs, five at a time beside twice as many busy processes as there are CPUs, and each second one under a quota
+    where one can be had; `benchmarks/innocent.py` runs two hundred.
+    """
     script, out = BENCHMARKS / "innocent.py", tmp_path / "figures.json"
     busy = 2 * len(os.sched_getaffinity(0))
-    command = [sys.executable, str(script), "--runs", "10", "--busy", str(busy), "--json", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    options = ("--runs", "10", "--at-once", "5", "--busy", str(busy), "--json", str(out))
+    done = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(out.read_text())["failures"] == {}
+    figures = json.loads(out.read_text())
+    assert figures["failures"] == {}
+    assert (figures["runs"], figures["with_quota"]) in ((10, 5), (10, 0))
 
 
 @pytest.mark.timeout(200)

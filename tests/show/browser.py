@@ -36,9 +36,15 @@ def chromium() -> Iterator[Any]:
 
 @contextmanager
 def opened(
-    browser: Any, address: str, *, width: int = 1400, scheme: str = "light", touch: bool = False
+    browser: Any,
+    address: str,
+    *,
+    width: int = 1400,
+    scheme: str = "light",
+    touch: bool = False,
+    drawn: str = "main[data-ready]",
 ) -> Iterator[tuple[Any, Seen]]:
-    """The page at that address, once it is drawn, in a context of its own."""
+    """The page at that address, in a context of its own, once what is `drawn` last is there."""
     context = browser.new_context(
         viewport={"width": width, "height": 900}, color_scheme=scheme, has_touch=touch
     )
@@ -48,7 +54,7 @@ def opened(
     page.on("console", lambda message: seen.complaints.append(message.text))
     page.on("pageerror", lambda error: seen.complaints.append(str(error)))
     page.goto(address)
-    page.wait_for_selector("main[data-ready]")
+    page.wait_for_selector(drawn)
     yield page, seen
     context.close()
 
