@@ -105,7 +105,9 @@ def kept(jaeger: Jaeger, sent: Sent) -> dict[str, list[Span]]:
         return set(jaeger.search(SERVICE))
 
     touched = {
-        trace_id for trace_id, spans in sent.traces.items() if any("loopguard.stall.id" in s["attributes"] for s in spans)
+        trace_id
+        for trace_id, spans in sent.traces.items()
+        if any("loopguard.stall.id" in s["attributes"] for s in spans)
     }
     assert wait_until(lambda: touched <= found(), 20), touched - found()
     return {
