@@ -3,10 +3,45 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 import threading
-from types import FrameType
+from contextlib import AbstractContextManager, nullcontext
+from types import FrameType, TracebackType
 from typing import Any
+
+
+class _Uncollected:
+    """While any thread is in here, nothing is collected: entered by several of them, it ends with the last."""
+
+    def __init__(self) -> None:
+        self._entered = 0
+        self._was_on = False
+
+    def __enter__(self) -> None:
+        self._entered += 1
+        if self._entered == 1:
+            self._was_on = gc.isenabled()
+            gc.disable()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._entered -= 1
+        if not self._entered and self._was_on:
+            gc.enable()
+
+
+# A frame object is made when a frame is first asked for. CPython 3.11 may collect amid that, and what a collection runs
+# may let the GIL go: the other thread goes on, and what was to be its frame is other memory by then. From 3.12 on
+# collections wait for the next bytecode.
+UNCOLLECTED: AbstractContextManager[None] = (
+    _Uncollected() if sys.version_info < (3, 12) else nullcontext()
+)
+"""In here the frames of other threads can be asked for, and their outer ones and variables. For a millisecond."""
 
 
 def _interface() -> Any:
@@ -50,7 +85,7 @@ def frames_of_threads(thread_id: int, thread_state: int | None) -> dict[int, Fra
 
     `sys._current_frames` walks the threads of all interpreters, also of those whose GIL somebody else has, and crashes
     on what it finds half-made there. So where there are any, this gives that one thread's, whose state (an address of
-    this interpreter's, valid while the thread lives) is known. It never lets the GIL go.
+    this interpreter's, valid while the thread lives) is known. It never lets the GIL go. To be called `UNCOLLECTED`.
     """
     if alone():
         return sys._current_frames()

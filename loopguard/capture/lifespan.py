@@ -11,6 +11,7 @@ from types import CoroutineType, FrameType
 from typing import Any
 from weakref import ref as reference
 
+from loopguard.capture.frames import UNCOLLECTED
 from loopguard.capture.variables import local
 from loopguard.clock import monotonic_ns
 from loopguard.evidence import Held, RawFrame
@@ -56,7 +57,8 @@ class Lifespan:
         if step is not None:
             return step
         if task is not None:
-            return _phase_of(task)
+            with UNCOLLECTED:
+                return _phase_of(task)
         lasted: Counter[Phase | None] = Counter()
         marks = [(0, None), *self._phases.copy(), (held.end_ns, None)]
         for (began, phase), (ended, _) in pairwise(marks):

@@ -15,7 +15,7 @@ from loopguard.capture.callee import callee_in_c, callee_of
 from loopguard.capture.clocks import thread_cpu_ns
 from loopguard.capture.collector import CollectorClock
 from loopguard.capture.contexts import ContextReader
-from loopguard.capture.frames import frames_of_others, frames_of_threads
+from loopguard.capture.frames import UNCOLLECTED, frames_of_others, frames_of_threads
 from loopguard.capture.others import KEPT_WAITING_NS, OtherThreads
 from loopguard.capture.owners import owner_of
 from loopguard.capture.probe import Dump
@@ -73,6 +73,16 @@ class Observer:
         and the line that it was on would be lost. What is gone soonest comes first: the callee
         may take so long to find, the first time, that the interpreter hands the GIL over.
         """
+        with UNCOLLECTED:
+            return self._look(subject, asked_ns, read_iteration, dumps)
+
+    def _look(
+        self,
+        subject: Subject,
+        asked_ns: int,
+        read_iteration: iteration.Reader | None,
+        dumps: Callable[[], list[Dump]],
+    ) -> list[Look]:
         at_ns = monotonic_ns()
         frames = frames_of_others(subject.thread_id, subject.thread_state)
         frame = frames.get(subject.thread_id)
@@ -132,8 +142,9 @@ class Observer:
     def too_late(self, subject: Subject, asked_ns: int, over_ns: int) -> Look:
         """What is left to see where all was over, at `over_ns`, before there was time to look."""
         late_ns = over_ns - asked_ns
-        frames = frames_of_others(subject.thread_id, subject.thread_state)
-        other = self.others.in_the_way(frames, subject.thread_id, late_ns)
+        with UNCOLLECTED:
+            frames = frames_of_others(subject.thread_id, subject.thread_state)
+            other = self.others.in_the_way(frames, subject.thread_id, late_ns)
         return Look(asked_ns=asked_ns, at_ns=over_ns, key=None, stack=(), other=other)
 
     def _through(self, innermost: FrameType, stack: list[RawFrame]) -> Through | None:

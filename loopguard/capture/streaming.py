@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import CoroutineType
 
+from loopguard.capture.frames import UNCOLLECTED
 from loopguard.capture.sockets import server_side_of
 from loopguard.capture.variables import UNKNOWN, local
 from loopguard.evidence import Scope
@@ -20,7 +21,10 @@ def is_open_connection(scope: Scope, lasted_ns: int, coroutine: object) -> bool:
     """
     if scope.get("type") == "websocket":
         return True
-    return lasted_ns > _LONG_NS and _responds(coroutine)
+    if lasted_ns <= _LONG_NS:
+        return False
+    with UNCOLLECTED:
+        return _responds(coroutine)
 
 
 def _responds(coroutine: object) -> bool:

@@ -14,7 +14,7 @@ from contextvars import Context
 
 from loopguard.capture.clocks import RunDelay, own_cpu_ns
 from loopguard.capture.contexts import thread_state
-from loopguard.capture.frames import frames_of_threads
+from loopguard.capture.frames import UNCOLLECTED, frames_of_threads
 from loopguard.capture.looks import Subject
 from loopguard.capture.probe import ProbeTimer
 from loopguard.clock import monotonic_ns
@@ -100,8 +100,9 @@ class _Station:
     def take_up(self) -> Heartbeat | None:
         """A heartbeat for the run that goes on; None where it is about to begin or to end."""
         loop = self.loop
-        innermost = frames_of_threads(self.thread_id, self.thread_state).get(self.thread_id)
-        base = None if loop is None or innermost is None else foreseen_base(loop, innermost)
+        with UNCOLLECTED:
+            innermost = frames_of_threads(self.thread_id, self.thread_state).get(self.thread_id)
+            base = None if loop is None or innermost is None else foreseen_base(loop, innermost)
         if loop is None or base is None:
             return None
         subject = Subject(

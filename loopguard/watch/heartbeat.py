@@ -16,7 +16,7 @@ from typing import NamedTuple
 from loopguard.capture.aftermath import RequestsAround
 from loopguard.capture.clocks import RunDelay, own_cpu_ns, thread_cpu_ns, voluntary_switches
 from loopguard.capture.contexts import thread_state
-from loopguard.capture.frames import frames_of_others
+from loopguard.capture.frames import UNCOLLECTED, frames_of_others
 from loopguard.capture.looks import Subject
 from loopguard.capture.others import OtherThreads
 from loopguard.capture.probe import Probe, ProbeTimer
@@ -352,8 +352,9 @@ class Heartbeat:
         Where this thread gets the GIL before the watchdog does, nobody sees it earlier.
         """
         own = threading.get_ident()
-        frames = frames_of_others(own, None)
-        other = self._shared.others.in_the_way(frames, own, now - self.due_ns)
+        with UNCOLLECTED:
+            frames = frames_of_others(own, None)
+            other = self._shared.others.in_the_way(frames, own, now - self.due_ns)
         switches = None if self._switches is None else voluntary_switches() - self._switches
         return replace(self.overdue(now, own_cpu_ns()), switches=switches, other=other)
 

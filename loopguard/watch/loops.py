@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any
 
-from loopguard.capture.frames import frames_of_others
+from loopguard.capture.frames import UNCOLLECTED, frames_of_others
 from loopguard.capture.stacks import depth_of
 from loopguard.capture.variables import local
 
@@ -114,13 +114,14 @@ def running_base(loop: asyncio.AbstractEventLoop) -> tuple[int, CodeType] | None
 def loops_elsewhere() -> list[asyncio.AbstractEventLoop]:
     """The loops that run on other threads now: those of `asyncio.Runner`, and asyncio's own however they are run."""
     found: list[asyncio.AbstractEventLoop] = []
-    for innermost in frames_of_others(threading.get_ident(), None).values():
-        frame: FrameType | None = innermost
-        while frame is not None:
-            loop = _run_by(frame)
-            if loop is not None and loop not in found and loop.is_running():
-                found.append(loop)
-            frame = frame.f_back
+    with UNCOLLECTED:
+        for innermost in frames_of_others(threading.get_ident(), None).values():
+            frame: FrameType | None = innermost
+            while frame is not None:
+                loop = _run_by(frame)
+                if loop is not None and loop not in found and loop.is_running():
+                    found.append(loop)
+                frame = frame.f_back
     return found
 
 
