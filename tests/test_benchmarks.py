@@ -148,3 +148,20 @@ def test_the_soak_accounts_for_every_stall() -> None:
     assert rows["heard by `on_stall`; spans; `sink_errors`"].endswith("; 0")
     heard, spans, _ = rows["heard by `on_stall`; spans; `sink_errors`"].split("; ")
     assert heard == spans
+
+
+def test_what_an_await_costs_is_measured_as_the_page_shows_it() -> None:
+    """The page has the same rows; and what goes once around the loop costs more than what does not."""
+    pytest.importorskip("uvloop")
+    command = [sys.executable, str(ROOT / "benchmarks" / "awaits.py"), "--items", "5000"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=110)
+    head, _, *rows = done.stdout.splitlines()
+    page = (ROOT / "docs" / "fixing.md").read_text().partition(head)[2]
+    names = [row.split(" | ")[0] for row in rows]
+    assert [row.split(" | ")[0] for row in page.splitlines()[2 : 2 + len(rows)]] == names
+    for column in (1, 2):
+        call, never, sleep, task, thread, process = (
+            float(row.strip("| ").split(" | ")[column]) for row in rows
+        )
+        assert max(call, never) < min(sleep, task)
+        assert max(sleep, task) < min(thread, process)

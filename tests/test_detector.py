@@ -137,6 +137,18 @@ def test_a_stop_within_the_budget_is_nothing() -> None:
     assert judge(beat(160), look(154, late=99), look(158, key="b")) == []
 
 
+def test_time_that_the_loop_had_no_cpu_while_it_had_the_gil_is_not_held_against_a_callback() -> (
+    None
+):
+    """The watchdog asks in vain then too, but it may be one of many short ones."""
+    before = look(56, key="a", cpu=50)
+    withheld = look(360, late=296, gil_waits=59, key="b", cpu=60)
+    assert judge(beat(365, run_delay=290), before, withheld) == []
+    assert judge(beat(365, run_delay=0), before, withheld) == [(65, 9, 365)]
+    held = look(360, late=296, gil_waits=59, key="b", cpu=330)
+    assert judge(beat(365, run_delay=290), before, held) != []
+
+
 def test_time_that_the_watchdog_had_no_cpu_is_not_held_against_anybody() -> None:
     assert judge(beat(396), look(395, late=340, gil_waits=40, starved=280)) == []
 

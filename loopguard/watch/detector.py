@@ -196,7 +196,8 @@ def _start(
 ) -> _Start:
     first = group[0]
     earliest = beat.last_ns if previous is None else previous[-1].at_ns
-    latest = max(earliest, min(first.at_ns, _starved_since(first, switch_ns)))
+    withheld = _withheld_before(first, None if previous is None else previous[-1], beat)
+    latest = max(earliest, min(first.at_ns, _starved_since(first, switch_ns) + withheld))
     began = _iteration_start(group)
     called = _call_of_request(first, earliest, latest)
     if called is not None:
@@ -266,6 +267,19 @@ def _starved_since(look: Look, switch_ns: int) -> int:
     if look.gil_waits * switch_ns < (look.late_ns - look.starved_ns) // 2:
         return look.at_ns
     return look.asked_ns + look.starved_ns + 2 * switch_ns
+
+
+def _withheld_before(look: Look, before: Look | None, beat: LateBeat) -> int:
+    """For how long, at most, the system kept the loop's thread from a CPU before that look, since the one before it.
+
+    Who has the GIL may be kept from a CPU with it, in the midst of many short callbacks: nobody is served then either.
+    """
+    since, cpu = (
+        (beat.last_ns, beat.cpu_start_ns) if before is None else (before.at_ns, before.cpu_ns)
+    )
+    if look.cpu_ns is None or cpu is None:
+        return 0
+    return max(0, min(_withheld(beat), look.at_ns - since - (look.cpu_ns - cpu)))
 
 
 def _iteration_start(group: tuple[Look, ...]) -> int | None:
