@@ -76,9 +76,9 @@ class Loopguard:
 
 
 class Served:
-    """The app under uvicorn, on a loop that is run again and again."""
+    """An app under uvicorn, on a loop that is run again and again."""
 
-    def __init__(self, runner: asyncio.Runner) -> None:
+    def __init__(self, runner: asyncio.Runner, app: FastAPI) -> None:
         config = uvicorn.Config(app, port=0, log_level="warning", access_log=False, loop="none")
         self.server = uvicorn.Server(config)
         runner.run(self._start())
@@ -107,7 +107,7 @@ class Session:
     def __init__(self, runner: asyncio.Runner, watcher: Watcher) -> None:
         self.runner = runner
         self.watcher = watcher
-        self.served = Served(runner)
+        self.served = Served(runner, app)
         self.count = 0
 
     def take(self, case: Case) -> Row:
