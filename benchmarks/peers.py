@@ -2,7 +2,7 @@
 
     uv run python benchmarks/peers.py accuracy [--watchers NAME …] [--loop LOOP] [--cases PATTERN …] [--page PATH]
     uv run python benchmarks/peers.py tools [--tools NAME …] [--loops LOOP …] [--page PATH]
-    uv run python benchmarks/peers.py cost [--loops LOOP …] [--page PATH]
+    uv run python benchmarks/peers.py cost [--watchers NAME …] [--loops LOOP …] [--page PATH]
 
 Each peer is set up as its own documentation says (`peers_*.py`), in an environment of its own, which uv makes for it
 outside the checkout and keeps. `peers.py accuracy --help` and so on say what is measured, and how.
@@ -36,7 +36,7 @@ def tools(given: argparse.Namespace) -> str:
 
 def cost(given: argparse.Namespace) -> str:
     effort = peers_cost.QUICK if given.quick else peers_cost.THOROUGH
-    return peers_cost.measure(peers_cost.WATCHERS, given.loops, effort, given.json)
+    return peers_cost.measure(["bare", *given.watchers], given.loops, effort, given.json)
 
 
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], str], str | None]] = {
@@ -69,6 +69,7 @@ def read_arguments() -> argparse.Namespace:
         "--at-once", action="store_true", help="all side by side: to try it, not to measure"
     )
     some(parsers["tools"], "--tools", peers_tools.TOOLS)
+    some(parsers["cost"], "--watchers", peers_cost.WATCHERS)
     for name in ("tools", "cost"):
         some(parsers[name], "--loops", LOOPS)
         parsers[name].add_argument("--quick", action="store_true", help="does it run at all?")

@@ -27,7 +27,7 @@ from typing import Any
 from benchmarks.overhead import Figure, core_share, figure, run, wakeups_per_second
 from benchmarks.peers_environment import PEERS, environment, serving
 
-WATCHERS = ("bare", "loopguard", "livekit", "aiocop", "pyleak", "debug_mode")
+WATCHERS = ("loopguard", "livekit", "aiocop", "pyleak", "debug_mode")
 WRK = ("wrk", "--threads", "1", "--connections", "20", "--latency")
 
 Run = dict[str, list[dict[str, dict[str, float]]]]
