@@ -19,6 +19,8 @@ from fastapi import FastAPI
 from benchmarks.peers_told import Line, Told, own_line
 from tests.corpus import session
 
+_GAP = 0.05  # seconds: so little between two stays is a look that failed
+
 
 class Peer:
     def __init__(self) -> None:
@@ -75,7 +77,7 @@ def _stays(events: list[dict[str, Any]]) -> Iterator[tuple[float, float, Counter
             entered[name] = at
             continue
         begin, end, lines = since.pop(name, (entered[name], entered[name], Counter()))
-        if end != entered[name]:
+        if entered[name] - end > _GAP:
             yield begin, end, lines
             begin, lines = entered[name], Counter()
         lines[line] += at - entered[name]
