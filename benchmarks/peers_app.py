@@ -34,7 +34,7 @@ async def show_totals(year: int, count: int) -> Held:
 
 
 async def show_stock(item: int) -> int:
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.2)
     return item
 
 
