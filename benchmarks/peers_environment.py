@@ -52,6 +52,7 @@ def environment(names: Sequence[str], group: str = "dev") -> tuple[list[str], di
     """The command for a Python that has these peers, and its variables; this one, where they need no package."""
     peers = [PEERS[name] for name in names]
     variables = plain_environment()
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)  # to compile a module takes more memory than it
     for peer in peers:
         if peer.module_of is not None:
             variables["LIVEKIT"] = str(_unpacked(peer.module_of))

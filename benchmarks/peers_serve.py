@@ -14,6 +14,7 @@ from typing import TextIO
 
 from fastapi import FastAPI
 
+import benchmarks.peers_told  # noqa: F401  # what all but the bare one use is no watcher's memory
 from benchmarks.overhead_app import make_plain, output_of_its_own
 from benchmarks.peers_app import make_handlers
 from tests.corpus.session import Served, Watcher, new_runner
