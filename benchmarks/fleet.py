@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from loopguard.record import Delayed, Frame, Holder, Process, Request, Stall
+from tests.records import PROCESS, make_stall
 
 STARTED_AT = 1_795_208_400.0
 _PACKAGES = ("starlette", "fastapi", "uvicorn", "sqlalchemy", "requests", "urllib3", "pydantic")
@@ -60,14 +61,13 @@ def _stall(chance: random.Random, moment: float, culprit: Stall, process: Proces
 
 
 def _process(chance: random.Random, number: int) -> Process:
-    return Process(
+    return replace(
+        PROCESS,
         instance=f"shop-{number}-{chance.getrandbits(20):05x}",
         host=f"node-{1 + number // 2}",
         service="shop",
         version="4.2",
         started_at=STARTED_AT - 60,
-        loop_seconds=0.0,
-        requests=0,
     )
 
 
@@ -91,45 +91,20 @@ def _culprit(chance: random.Random, number: int) -> Stall:
         background=number % 17 == 16,
     )
     holder = Holder("ThreadPoolExecutor-0_3", 4242, frame, (frame,)) if cause == "lock" else None
-    return Stall(
-        id="",
-        started_at=STARTED_AT,
-        duration=0.0,
+    return make_stall(
         duration_error=0.0025,
-        budget=0.1,
-        severity="warning",
-        ongoing=False,
-        phase="serving",
-        cause=cause,  # type: ignore[arg-type]  # a word of the table above
+        cause=cause,
         culprit=frame,
         call=call,
         waited_on=waited_on,
         holder=holder,
-        stack=(),
-        samples=1,
-        confidence=1.0,
-        phases=None,
-        cpu_time=None,
-        gc_time=0.0,
         task=f"Task-{number}",
-        coroutine="RequestResponseCycle.run_asgi",
-        contributors=None,
         request=request,
-        trace_id=None,
         span_id=None,
-        delayed=None,
-        delayed_requests=None,
         delayed_complete=True,
-        in_flight=3,
-        open_connections=0,
         advice=f"await asyncio.to_thread({verb}_{what}, …)" if number % 5 else None,
         fingerprint=f"{number:016x}",
-        suppressed=0,
-        profile=None,
         pid=1,
-        thread="MainThread",
-        loop="uvloop.Loop",
-        process=_process(random.Random(0), 0),
     )
 
 

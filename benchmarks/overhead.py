@@ -43,7 +43,7 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -197,12 +197,17 @@ def runs_of_twins(kind: str, loop: str, effort: Effort) -> list[dict[str, list[W
     return runs
 
 
-def run(module: str, *arguments: object) -> dict[str, Any]:
+def run(
+    module: str,
+    *arguments: object,
+    python: Sequence[str] = (sys.executable,),
+    variables: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)],
+        [*python, "-m", f"benchmarks.{module}", *map(str, arguments)],
         capture_output=True,
         cwd=ROOT,
-        env=plain_environment(),
+        env=plain_environment() if variables is None else variables,
         text=True,
         check=False,
     )

@@ -47,13 +47,13 @@ async def show_order(order_id: int, user: Annotated[User, Depends(current_user)]
     return Order(id=order_id, owner=user.name, items=["tea", "milk", "sugar"], paid=True)
 
 
-def make_plain() -> Starlette:
+def make_plain() -> FastAPI:
     app = FastAPI()
     app.get("/orders/{order_id}")(show_order)
     return app
 
 
-def make_traced() -> Starlette:
+def make_traced() -> FastAPI:
     """The same as our users run it: each request has spans, which are batched for an exporter that does nothing."""
     from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
     from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -72,7 +72,7 @@ def make_traced() -> Starlette:
     provider.add_span_processor(BatchSpanProcessor(Nowhere(), max_queue_size=1_000_000))
     trace.set_tracer_provider(provider)
     app = make_plain()
-    FastAPIInstrumentor.instrument_app(app)  # type: ignore[arg-type]
+    FastAPIInstrumentor.instrument_app(app)
     return app
 
 

@@ -14,12 +14,13 @@ import resource
 import threading
 import time
 import traceback
-from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NoReturn, TextIO
 
+from fastapi import FastAPI
 from starlette.applications import Starlette
 
 from benchmarks.overhead_app import (
@@ -112,6 +113,12 @@ class Work:
         await self.server.serve(round(count))
         gc.collect()
         return {}
+
+    async def serving(self, count: float) -> Reading:
+        """Serve so many requests, and say what they took."""
+        meter = Meter()
+        await self.server.serve(round(count))
+        return meter.read()
 
     async def idle(self, seconds: float) -> Reading:
         meter = Meter()
@@ -206,10 +213,11 @@ async def obey(work: Work, commands: TextIO, readings: TextIO) -> None:
     """Do one command after another. While it waits for them, the loop idles as that of a quiet server does."""
     lines = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), commands)
+    pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), commands)
     async with work.server.lifespan():
         while line := await lines.readline():
             print(json.dumps(await work.do(line.decode())), file=readings, flush=True)
+    pipe.close()
 
 
 def together(twins: dict[str, Twin], command: str) -> dict[str, Reading]:
@@ -234,18 +242,24 @@ def warm_up(loop: str) -> None:
         runner.run(run())
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, list[dict[str, Reading]]]:
-    """Fork processes from this one, with the same memory, and with the same app, not yet started."""
+@contextmanager
+def forked(lives: Mapping[str, Callable[[FastAPI, int, int], None]]) -> Iterator[dict[str, Twin]]:
+    """Processes forked from this one, with the same memory, and with the same app, not yet started."""
     app = make_plain()
     gc.collect()
     gc.freeze()  # a collection would touch, and so copy, every page that they share
-    kinds = {"bare": bare, "floor": floor, "contestant": CONTESTANTS[arguments.contestant]}
-    with ExitStack() as lives:
+    with ExitStack() as stack:
         twins = {
-            name: lives.enter_context(Twin(partial(live, kind, arguments.loop, app)))
-            for name, kind in kinds.items()
+            name: stack.enter_context(Twin(partial(life, app))) for name, life in lives.items()
         }
         together(twins, f"requests {WARM_UP_REQUESTS}")
+        yield twins
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, list[dict[str, Reading]]]:
+    kinds = {"bare": bare, "floor": floor, "contestant": CONTESTANTS[arguments.contestant]}
+    lives = {name: partial(live, kind, arguments.loop) for name, kind in kinds.items()}
+    with forked(lives) as twins:
         return {
             "idle": [
                 together(twins, f"idle {arguments.seconds}") for _ in range(arguments.windows)

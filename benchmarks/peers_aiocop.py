@@ -1,4 +1,4 @@
-"""aiocop on the corpus: set up as its documentation says, at the same threshold, with the trace as context."""
+"""aiocop on the corpus: set up as its documentation says, at the same threshold, with trace and route as context."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.corpus import session
 _REASONS = {"io_blocking": ["blocking_call"], "cpu_blocking": ["cpu", "gil_hold"]}
 
 
-class Aiocop:
+class Peer:
     def __init__(self) -> None:
         self._events: list[session.Row] = []
 
     def install(self, _app: FastAPI) -> None:
         aiocop.patch_audit_functions()
         aiocop.start_blocking_io_detection(trace_depth=20)
-        aiocop.register_context_provider(_current_trace)
+        aiocop.register_context_provider(_current_request)
         aiocop.detect_slow_tasks(threshold_ms=100, on_slow_task=self._tell)
 
     def on_loop(self) -> AbstractAsyncContextManager[object]:
@@ -46,6 +46,7 @@ class Aiocop:
             stack=_stack(event),
             trace_id=event.context.get("trace_id"),
             causes=_REASONS.get(event.reason, []),
+            said=repr(event),
         )
         self._events.append(told.row())
 
@@ -63,10 +64,14 @@ def _stack(event: Any) -> list[Line]:
     return next((stack for stack in stacks if own_line(stack)), [])
 
 
-def _current_trace() -> dict[str, Any]:
-    context = trace.get_current_span().get_span_context()
-    return {"trace_id": f"{context.trace_id:032x}" if context.is_valid else None}
+def _current_request() -> dict[str, Any]:
+    span = trace.get_current_span()
+    context = span.get_span_context()
+    return {
+        "trace_id": f"{context.trace_id:032x}" if context.is_valid else None,
+        "route": (getattr(span, "attributes", None) or {}).get("http.route"),
+    }
 
 
 if __name__ == "__main__":
-    session.run(Aiocop(), *sys.argv[1:])
+    session.run(Peer(), *sys.argv[1:])

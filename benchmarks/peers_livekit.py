@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,7 +53,7 @@ def _nothing(*_: object, **__: object) -> None:
     return None
 
 
-class LiveKit:
+class Peer:
     def __init__(self) -> None:
         self._module = _load()
         self._reports: list[Any] = []
@@ -61,11 +61,8 @@ class LiveKit:
     def install(self, _app: FastAPI) -> None:
         pass
 
-    def on_loop(self) -> AbstractAsyncContextManager[object]:
-        return self._watching()
-
     @asynccontextmanager
-    async def _watching(self) -> AsyncIterator[None]:
+    async def on_loop(self) -> AsyncIterator[None]:
         """Only while the loop runs: what is between two runs is a stall to it."""
         monitor = self._module.EventLoopMonitor(asyncio.get_running_loop(), emit_spans=False)
         monitor._on_report = self._reports.append
@@ -90,6 +87,7 @@ def _told(report: Any) -> Told:
         stack=_stack(report.stacks[-1]) if report.stacks else [],
         trace_id=None if span is None else f"{span.trace_id:032x}",
         causes=_causes(report),
+        said=repr(report),
     )
 
 
@@ -106,4 +104,4 @@ def _stack(text: str) -> list[Line]:
 
 
 if __name__ == "__main__":
-    session.run(LiveKit(), *sys.argv[1:])
+    session.run(Peer(), *sys.argv[1:])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 from benchmarks.peers_told import Told
 from tests.corpus import session
 
 
-class Loopguard(session.Loopguard):
+class Peer(session.Loopguard):
     def told(self) -> list[session.Row]:
         return [
             Told(
@@ -19,10 +20,11 @@ class Loopguard(session.Loopguard):
                 else [],
                 trace_id=(stall["request"] or {}).get("trace_id"),
                 causes=[stall["cause"]],
+                said=json.dumps(stall),
             ).row()
             for stall in super().told()
         ]
 
 
 if __name__ == "__main__":
-    session.run(Loopguard(), *sys.argv[1:])
+    session.run(Peer(), *sys.argv[1:])

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 Line = tuple[str, int]
 
+_OWN = re.compile(r"tests/corpus/.+|benchmarks/peers_app\.py$")
+
 
 @dataclass(frozen=True)
 class Told:
-    """`stack`: file and line, innermost first; `causes`: all causes of loopguard's that its words may stand for."""
+    """`stack`: file and line, innermost first; `causes`: all causes of loopguard's that its words may stand for.
 
-    started_at: float
-    duration: float
+    `started_at` is None of what tells no time, `duration` (seconds) of what tells none; `said` is all of its text.
+    """
+
+    started_at: float | None
+    duration: float | None
     stack: Sequence[Line] = ()
     trace_id: str | None = None
     causes: Sequence[str] = ()
+    said: str = ""
 
     def row(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def own_line(stack: Iterable[Sequence[Any]]) -> Line | None:
-    """The innermost line of the corpus itself, which a reader of the stack would go to."""
+    """The innermost line of what is watched itself, which a reader of the stack would go to."""
     return next(
-        (
-            (f"tests/corpus/{file.rpartition('tests/corpus/')[2]}", int(line))
-            for file, line in stack
-            if "tests/corpus/" in file
-        ),
-        None,
+        ((found[0], int(line)) for file, line in stack if (found := _OWN.search(file))), None
     )

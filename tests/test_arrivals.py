@@ -285,3 +285,20 @@ def test_noted_requests_are_let_go_of_when_nobody_asks_for_them(
     noted.forget()
     assert noted.since(0) == []
     coroutine.close()
+
+
+@LINUX
+@pytest.mark.core
+def test_one_that_came_after_a_stall_may_hold_the_loop_next_and_is_known_again(
+    tmp_path: Path,
+) -> None:
+    """By its scope: else it would be told of as delayed by itself."""
+    noted, scope = Arrivals(), {"type": "http", "method": "GET"}
+    noted.ask(over=True)
+    time.sleep(0.05)
+    coroutine = World().ended()
+    with connected(socket.AF_INET, tmp_path) as connection:
+        noted.note(scope, Cycle(connection).receive, coroutine)
+    coroutine.close()
+    (arrival,) = noted.since(0)
+    assert arrival.request.scope is scope

@@ -8,7 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,35 +45,69 @@ def test_the_overhead_is_measured_on_both_loops(tmp_path: Path) -> None:
     assert all(math.isfinite(row["median"]) for row in rows)
 
 
-WATCHERS = ("loopguard", "aiocop", "pyleak", "livekit")
-
-
-@pytest.mark.timeout(300)
-def test_the_peers_watch_the_same_cases(tmp_path: Path) -> None:
-    """Not how accurate each is: that takes the whole corpus."""
+@pytest.fixture
+def peers(tmp_path: Path) -> Callable[..., Any]:
+    """Run a command of `benchmarks/peers.py`, and give its figures; where peers can be had."""
     pytest.importorskip("uvloop")
     if shutil.which("uv") is None:
         pytest.skip("uv makes the environments, and is not installed")
     wheel = ["uv", "pip", "install", "-q", "--python", sys.executable, "--no-deps", "pyleak==0.2.0"]
     if subprocess.run([*wheel, "--target", str(tmp_path / "tried")], timeout=60).returncode:
         pytest.skip("no package index can be reached")
-    out = tmp_path / "figures.json"
-    script = ROOT / "benchmarks" / "peers.py"
-    cases = ("sleep", "async_sleep")
-    subprocess.run(
-        [
-            *(sys.executable, str(script), "accuracy", "--at-once", "--json", str(out)),
-            *("--watchers", *WATCHERS, "--cases", *cases),
-        ],
-        check=True,
-        timeout=280,
-    )
-    figures = json.loads(out.read_text())
-    assert list(figures) == list(WATCHERS)
+
+    def run(*arguments: str) -> Any:
+        out = tmp_path / "figures.json"
+        script = ROOT / "benchmarks" / "peers.py"
+        command = [sys.executable, str(script), *arguments, "--json", str(out)]
+        subprocess.run(command, check=True, timeout=280)
+        return json.loads(out.read_text())
+
+    return run
+
+
+@pytest.mark.timeout(300)
+def test_the_peers_watch_the_same_cases(peers: Callable[..., Any]) -> None:
+    """Not how accurate each is: that takes the whole corpus."""
+    watchers = ("loopguard", "aiocop", "pyleak", "livekit")
+    cases = ("--cases", "sleep", "async_sleep")
+    figures = peers("accuracy", "--at-once", "--watchers", *watchers, *cases)
+    assert list(figures) == list(watchers)
     columns = ("found", "right line", "right trace", "right cause", "false reports")
     for counts in figures.values():
         assert {name: of for name, (_, of) in counts.items()} == dict.fromkeys(columns, 1)
     assert all(figures[name]["found"] == [1, 1] for name in ("loopguard", "aiocop", "livekit"))
+
+
+@pytest.mark.timeout(300)
+def test_the_tools_watch_the_same_handlers(peers: Callable[..., Any]) -> None:
+    """blockbuster raises at the sleep and knows nothing of the sum; debug mode times both, and names no line."""
+    tools = ("debug_mode", "blockbuster", "loopguard")
+    [(loop, figures)] = peers("tools", "--quick", "--loops", "uvloop", "--tools", *tools).items()
+    assert loop == "uvloop"
+    assert list(figures) == list(tools)
+    assert all(tool["reason"] is None for tool in figures.values())
+    assert all(tool["of"]["found"] == 4 for tool in figures.values())
+    assert all(tool["cpu"]["median"] > 0 for tool in figures.values())
+    debug_mode, blockbuster, guard = (tool["right"] for tool in figures.values())
+    assert (debug_mode["found"], debug_mode["line"]) == (4, 0)
+    assert (blockbuster["found"], blockbuster["line"]) == (2, 2)
+    assert figures["blockbuster"]["wrong_by"] is None
+    assert (guard["found"], guard["line"], guard["trace"]) == (4, 4, 4)
+
+
+@pytest.mark.timeout(300)
+def test_the_cost_of_watchers_is_measured_side_by_side(peers: Callable[..., Any]) -> None:
+    """Not how large it is; and not over the wire where there is no wrk."""
+    watchers = ("loopguard", "aiocop")
+    command = ("cost", "--quick", "--loops", "uvloop", "--watchers")
+    [(_, figures)] = peers(*command, *watchers).items()
+    assert list(figures) == ["bare", *watchers]
+    in_process = {"CPU per request, two cores", "on one core", "idle, % of a core"}
+    for named in figures.values():
+        assert in_process | {"wake-ups a second", "memory, MB"} <= set(named)
+        assert ("requests a second" in named) == (shutil.which("wrk") is not None)
+        assert all(math.isfinite(each["median"]) for each in named.values())
+    assert figures["bare"]["on one core"]["median"] == 1
 
 
 def test_what_sampling_leaves_of_stalls_is_counted_at_each_rate() -> None:

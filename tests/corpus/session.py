@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import uvicorn
 from fastapi import FastAPI
@@ -20,12 +20,13 @@ from opentelemetry import trace
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 
-import loopguard
-from loopguard.record import Stall
 from tests.corpus import label
 from tests.corpus.cases import CASES
 from tests.corpus.label import BLOCK, Case, rest
 from tests.withheld import most_withheld, run_delays
+
+if TYPE_CHECKING:
+    from loopguard.record import Stall
 
 Row = dict[str, Any]
 
@@ -63,6 +64,8 @@ class Loopguard:
         self._stalls: list[Stall] = []
 
     def install(self, app: FastAPI) -> None:
+        import loopguard  # only here: the other watchers must not load it
+
         self._guard = loopguard.install(app, budget=0.1, log=False, on_stall=self._stalls.append)
 
     def on_loop(self) -> AbstractAsyncContextManager[object]:
@@ -76,9 +79,9 @@ class Loopguard:
 
 
 class Served:
-    """The app under uvicorn, on a loop that is run again and again."""
+    """An app under uvicorn, on a loop that is run again and again."""
 
-    def __init__(self, runner: asyncio.Runner) -> None:
+    def __init__(self, runner: asyncio.Runner, app: FastAPI) -> None:
         config = uvicorn.Config(app, port=0, log_level="warning", access_log=False, loop="none")
         self.server = uvicorn.Server(config)
         runner.run(self._start())
@@ -107,7 +110,7 @@ class Session:
     def __init__(self, runner: asyncio.Runner, watcher: Watcher) -> None:
         self.runner = runner
         self.watcher = watcher
-        self.served = Served(runner)
+        self.served = Served(runner, app)
         self.count = 0
 
     def take(self, case: Case) -> Row:
