@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from loopguard.capture.arrivals import Arrivals
 from loopguard.capture.lifespan import Lifespan
 from loopguard.capture.requests import RequestTable
 from loopguard.capture.sockets import since_last_data_ns
+from loopguard.evidence import Held, LateBeat
+from loopguard.explain.delays import delayed_in_queue
 from loopguard.integrations.asgi import layer_around
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="TCP_INFO is Linux's")
@@ -292,13 +295,24 @@ def test_noted_requests_are_let_go_of_when_nobody_asks_for_them(
 def test_one_that_came_after_a_stall_may_hold_the_loop_next_and_is_known_again(
     tmp_path: Path,
 ) -> None:
-    """By its scope: else it would be told of as delayed by itself."""
-    noted, scope = Arrivals(), {"type": "http", "method": "GET"}
+    """By its coroutine, also when that is gone; else it would be told of as delayed by itself. Nothing of it is kept."""
+    noted, requests = Arrivals(), RequestTable()
+    scope: dict[str, Any] = {"type": "http", "method": "GET"}
     noted.ask(over=True)
     time.sleep(0.05)
     coroutine = World().ended()
     with connected(socket.AF_INET, tmp_path) as connection:
         noted.note(scope, Cycle(connection).receive, coroutine)
+    context = copy_context()
+    context.run(requests.follower(), scope, coroutine)
+    culprit = context.run(lambda: requests.of(copy_context()))
+    assert culprit is not None
     coroutine.close()
+    del coroutine
+    began_ns = culprit.started_ns
+    beat = LateBeat(began_ns, began_ns, began_ns + 10**9, 0, None, 0, None)
+    held = Held(began_ns - 10**9, 0, began_ns + 10**9, (), beat)
     (arrival,) = noted.since(0)
-    assert arrival.request.scope is scope
+    assert arrival.request.scope == {}
+    assert delayed_in_queue(held, [arrival], [culprit]) == []
+    assert [delay.request for delay in delayed_in_queue(held, [arrival], [])] == [arrival.request]

@@ -67,8 +67,8 @@ class Arrivals:
         hash(key)  # which cannot be told any more when it is gone
         ended_ns = self._ended_ns
         if arrived_ns is None or (ended_ns is not None and arrived_ns > ended_ns + _TICKS_NS):
-            # That it began is all that matters of it; and which it is, for it may be the next to hold the loop.
-            request = ActiveRequest(scope, now, Context(), key)
+            # That it began is all that matters of it; and by its key which it is, for it may hold the loop next.
+            request = ActiveRequest({}, now, Context(), key)
         else:
             request = ActiveRequest(scope, now, copy_context(), key)
             if ended_ns is not None:

@@ -10,6 +10,7 @@ from loopguard.evidence import ActiveRequest, Arrival, Crossing, Held
 # The kernel tells when data came in whole milliseconds, and counts in ticks of 4 ms: nearer to the end of a stall
 # than this, nobody knows on which side of it.
 _TICK_NS = 5_000_000
+_AT_ONCE_NS = 10_000_000  # a request is noted twice as it begins
 # From the kernel's news of data to a task that begins: what came so shortly before a stall had no chance to begin.
 _HANDED_OVER_NS = 10_000_000
 
@@ -61,14 +62,19 @@ def delayed_in_queue(
     for request, arrived_ns, whole in arrivals:
         if arrived_ns is None or request.coroutine in known or request.started_ns < held.start_ns:
             continue
-        # Not by their coroutines: references to what is gone are never equal.
-        if any(request.scope is culprit.scope for culprit in culprits):
+        if any(_is_same(request, culprit) for culprit in culprits):
             continue
         if earliest_ns <= arrived_ns < held.end_ns - _TICK_NS:
             # A body that came in pieces: its head may have come at any time, and only the last of it is known.
             from_ns = max(held.start_ns, arrived_ns) if whole else held.start_ns
             found.append(Delay(request, from_ns, held.end_ns, whole, True, None))
     return found
+
+
+def _is_same(request: ActiveRequest, culprit: ActiveRequest) -> bool:
+    """References to what is gone are never equal; but they keep their hashes, which tell where in memory it was."""
+    at_once = abs(request.started_ns - culprit.started_ns) <= _AT_ONCE_NS
+    return at_once and hash(request.coroutine) == hash(culprit.coroutine)
 
 
 def longest_first(delays: Iterable[Delay]) -> list[Delay]:
