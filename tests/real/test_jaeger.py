@@ -250,7 +250,7 @@ def test_jaeger_marks_nothing(demo: Demo, jaeger: Jaeger) -> None:
 
 def test_it_is_found_by_its_name_and_by_its_id(demo: Demo, jaeger: Jaeger) -> None:
     """A stall beside no span is found so too, as a trace of its own."""
-    roots = [root for record in demo.untraced for root in jaeger.search(DEMO, tags=by_id(record))]
+    roots = [root for record in demo.untraced for root in jaeger.search(DEMO, STALL, by_id(record))]
     assert [[span["name"] for span in jaeger.trace_v3(root)] for root in roots] == [
         [STALL] for _ in demo.untraced
     ]
