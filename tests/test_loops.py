@@ -135,7 +135,7 @@ def test_every_way_to_run_a_loop_is_guarded_each_time(run_once: Callable[[], Non
     for _ in range(2):
         run_once()
         time.sleep(LONG)
-    assert len(told(guard)) == 2
+    assert len(told(guard)) == 2, (list(guard.stalls), guard.stats())
     assert all(stall.call == "time.sleep" or stall.task is None for stall in told(guard))
     assert guard.stats()["loops"] == 0
 

@@ -38,8 +38,8 @@ def test_a_look_in_the_watchdogs_place_names_line_and_task(
         monkeypatch.setattr(KernelAlarms, "wait", wait_too_long)
         assert guard._engine is not None
         stand_in = guard._engine.watchdog.stand_in
-        threading.Timer(HELD / 3, stand_in).start()
-        threading.Timer(HELD / 2, stand_in).start()
+        for part in range(1, 12):
+            threading.Timer(HELD * part / 12, stand_in).start()
         await asyncio.create_task(holds(), name="holds")
         await asyncio.sleep(0)
         over.set()
