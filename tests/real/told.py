@@ -112,4 +112,4 @@ def check_times(record: Row, truth: Row, sent: float) -> None:
     assert before <= error + CLOCK, f"starts {before:.4f} s before its callback; error {error:.4f}"
     assert after <= error + CLOCK, f"starts {after:.4f} s after the line; error {error:.4f}"
     late = record["started_at"] + record["duration"] - truth["left"]
-    assert -CLOCK <= late <= LATE_BEAT, f"ends {late:.4f} s after the line"
+    assert -error - CLOCK <= late <= LATE_BEAT, f"ends {late:.4f} s after the line"
