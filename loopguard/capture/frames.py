@@ -7,7 +7,7 @@ import gc
 import sys
 import threading
 from contextlib import AbstractContextManager, nullcontext
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 
@@ -24,12 +24,7 @@ class _Uncollected:
             self._was_on = gc.isenabled()
             gc.disable()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_raised: object) -> None:
         self._entered -= 1
         if not self._entered and self._was_on:
             gc.enable()

@@ -7,7 +7,7 @@ import time
 from types import FrameType
 
 from loopguard.capture import stacks
-from loopguard.capture.clocks import thread_cpu_ns
+from loopguard.capture.clocks import thread_cpu_ns, threads_of_process
 from loopguard.capture.gil import Gil
 from loopguard.capture.handover import kept_at
 from loopguard.evidence import OtherThread
@@ -48,39 +48,36 @@ class OtherThreads:
         None where it was not for long, or nothing tells. The one that computed most since the
         clocks were noted. Where none computed for much of the time, the only one that wants the GIL back now: who kept
         it and was made to hand it over does, and all others rest in calls of their own. One that has ended
-        since is known by the CPU time that it left to the process.
+        since is known by the CPU time that it left to the process, where Python knows all threads.
         """
         if late_ns <= KEPT_WAITING_NS:
             return None
+        everyone = _threads()
+        since = {
+            native_id: clock - self._noted.get(native_id, 0)
+            for native_id, clock in _clocks(everyone).items()
+        }
         threads = [
             thread
-            for thread in _threads()
+            for thread in everyone
             if thread.ident != own and thread.native_id not in (None, self.watchdog)
         ]
-        clocks = _clocks(threads)
-        spent = {
-            thread: clocks[thread.native_id] - self._noted.get(thread.native_id, 0)
-            for thread in threads
-            if thread.native_id in clocks
-        }
+        spent = {thread: since[thread.native_id] for thread in threads if thread.native_id in since}
         busiest = max(spent, key=lambda thread: spent[thread], default=None)
         if busiest is not None and spent[busiest] >= max(_LEAST_NS, late_ns // 4):
             return self._as_it_stands(busiest, frames, spent[busiest])
         wanting = self._wanting(threads)
         if len(wanting) == 1:
             return self._as_it_stands(wanting[0], frames, spent.get(wanting[0], 0), alone=True)
-        gone_ns = self._spent_by_the_gone()
+        # What of the process's time none of its threads has spent. Threads of C's own have clocks that are not read.
+        gone_ns = time.process_time_ns() - self._noted_all - sum(since.values())
+        if threads_of_process() != len(since):
+            gone_ns = 0
         if gone_ns >= max(_LEAST_NS, late_ns // 4):
             return OtherThread("", None, (), gone_ns, self._noted_ns, ended=True)
         if busiest is None or spent[busiest] < _LEAST_NS:
             return None
         return self._as_it_stands(busiest, frames, spent[busiest])
-
-    def _spent_by_the_gone(self) -> int:
-        """CPU nanoseconds of the process that none of its threads has spent, as far as they still run."""
-        clocks = _clocks(_threads())
-        lasting = sum(spent - self._noted.get(native_id, 0) for native_id, spent in clocks.items())
-        return time.process_time_ns() - self._noted_all - lasting
 
     def _wanting(self, threads: list[threading.Thread]) -> list[threading.Thread]:
         """Those that wait for the GIL; none where that is not to be seen, or there are too many threads to ask.
