@@ -60,7 +60,7 @@ SHOWN_PURELY = ("parse", "choose", "summary", "words", "text", "diff", "document
 
 # What decides from data alone has no clock, thread, loop or network of its own.
 PURE = (
-    *("explain/", "watch/detector.py", "watch/kept_waiting.py"),
+    *("explain/", "watch/detector.py", "watch/early.py", "watch/kept_waiting.py"),
     *("record.py", "evidence.py", "config.py", "tell/limits.py"),
     *("tell/pending.py", "tell/attributes.py"),
     *("black_box/remains.py", "black_box/rebuild.py"),

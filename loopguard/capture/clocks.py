@@ -37,8 +37,16 @@ def thread_cpu_ns(native_id: int) -> int | None:
         return None
 
 
+def native_threads() -> list[int]:
+    """The threads of this process, those that Python knows nothing of among them; none where nobody tells."""
+    try:
+        return [int(each.name) for each in Path("/proc/self/task").iterdir()]
+    except OSError:
+        return []
+
+
 def threads_of_process() -> int | None:
-    """How many threads this process has, those that Python knows nothing of among them; None where nobody counts.
+    """How many they are, without letting the GIL go; None where nobody counts.
 
     The 20th field of proc_pid_stat(5); the second is a name that may hold anything, and ends with the last bracket.
     """

@@ -7,7 +7,7 @@ import time
 from types import FrameType
 
 from loopguard.capture import stacks
-from loopguard.capture.clocks import thread_cpu_ns, threads_of_process
+from loopguard.capture.clocks import native_threads, thread_cpu_ns, threads_of_process
 from loopguard.capture.gil import Gil
 from loopguard.capture.handover import kept_at
 from loopguard.evidence import OtherThread
@@ -29,16 +29,26 @@ class OtherThreads:
     def __init__(self) -> None:
         self.watchdog: int | None = None
         self.gil = Gil()
-        self._noted: dict[int | None, int] = {}
+        self._noted: dict[int, int] = {}
         self._noted_all = 0
         self._noted_ns = 0
+        self._foreign: list[int] = []
+        self._foreign_known = False
 
     def note(self, now_ns: int) -> None:
         """Called at each heartbeat; does something once a second."""
         if now_ns - self._noted_ns >= _EVERY_NS:
             self._noted_ns = now_ns
-            self._noted = _clocks(_threads())
+            self._noted = _clocks([*_ids(_threads()), *self._foreign])
             self._noted_all = time.process_time_ns()
+
+    def find_foreign(self) -> None:
+        """Find the threads that Python knows nothing of, if that is to be done: it lets the GIL go."""
+        if self._foreign_known:
+            return
+        self._foreign_known = True
+        known = set(_ids(_threads()))
+        self._foreign = [each for each in native_threads() if each not in known][:_MOST]
 
     def in_the_way(
         self, frames: dict[int, FrameType], own: int, late_ns: int
@@ -48,18 +58,18 @@ class OtherThreads:
         None where it was not for long, or nothing tells. The one that computed most since the
         clocks were noted. Where none computed for much of the time, the only one that wants the GIL back now: who kept
         it and was made to hand it over does, and all others rest in calls of their own. One that has ended
-        since is known by the CPU time that it left to the process, where Python knows all threads.
+        since is known by the CPU time that it left to the process.
         """
         if late_ns <= KEPT_WAITING_NS:
             return None
-        everyone = _threads()
+        known = _threads()
         since = {
             native_id: clock - self._noted.get(native_id, 0)
-            for native_id, clock in _clocks(everyone).items()
+            for native_id, clock in _clocks([*_ids(known), *self._foreign]).items()
         }
         threads = [
             thread
-            for thread in everyone
+            for thread in known
             if thread.ident != own and thread.native_id not in (None, self.watchdog)
         ]
         spent = {thread: since[thread.native_id] for thread in threads if thread.native_id in since}
@@ -69,15 +79,21 @@ class OtherThreads:
         wanting = self._wanting(threads)
         if len(wanting) == 1:
             return self._as_it_stands(wanting[0], frames, spent.get(wanting[0], 0), alone=True)
-        # What of the process's time none of its threads has spent. Threads of C's own have clocks that are not read.
-        gone_ns = time.process_time_ns() - self._noted_all - sum(since.values())
-        if threads_of_process() != len(since):
-            gone_ns = 0
+        gone_ns = self._spent_by_the_gone(since)
         if gone_ns >= max(_LEAST_NS, late_ns // 4):
             return OtherThread("", None, (), gone_ns, self._noted_ns, ended=True)
         if busiest is None or spent[busiest] < _LEAST_NS:
             return None
         return self._as_it_stands(busiest, frames, spent[busiest])
+
+    def _spent_by_the_gone(self, since: dict[int, int]) -> int:
+        """CPU nanoseconds of the process that none of its threads has spent; 0 where not all threads are known."""
+        unknown = (threads_of_process() or 0) - len(since)
+        self._foreign_known = unknown == 0
+        # One that has just ended for Python may be among the system's for a millisecond more.
+        if unknown not in (0, 1):
+            return 0
+        return time.process_time_ns() - self._noted_all - sum(since.values())
 
     def _wanting(self, threads: list[threading.Thread]) -> list[threading.Thread]:
         """Those that wait for the GIL; none where that is not to be seen, or there are too many threads to ask.
@@ -116,10 +132,11 @@ def _threads() -> list[threading.Thread]:
     return list(known.values())[-_MOST:]
 
 
-def _clocks(threads: list[threading.Thread]) -> dict[int | None, int]:
-    clocks: dict[int | None, int] = {}
-    for each in threads:
-        cpu = None if each.native_id is None else thread_cpu_ns(each.native_id)
-        if cpu is not None:
-            clocks[each.native_id] = cpu
-    return clocks
+def _ids(threads: list[threading.Thread]) -> list[int]:
+    return [thread.native_id for thread in threads if thread.native_id is not None]
+
+
+def _clocks(native_ids: list[int]) -> dict[int, int]:
+    """CPU nanoseconds of each of these threads that still runs."""
+    clocks = {native_id: thread_cpu_ns(native_id) for native_id in native_ids}
+    return {native_id: clock for native_id, clock in clocks.items() if clock is not None}

@@ -27,7 +27,7 @@ class Outlet:
         failed: Callable[[BaseException], None],
         clock: Callable[[], float] = monotonic,
         close: Callable[[], object] | None = None,
-        woken: Callable[[], object] | None = None,
+        woken: Callable[[], object] = lambda: None,
     ) -> None:
         self.name = name
         self._failed = failed
@@ -131,8 +131,7 @@ class Outlet:
 
     def _run(self) -> None:
         while (act := self._next()) is not None:
-            if self._woken is not None:
-                self._woken()
+            self._woken()
             with self._acting:
                 act()
             del act  # it holds a request's context, and the next may come in a week

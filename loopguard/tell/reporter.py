@@ -71,10 +71,6 @@ class Counts:
     exempt_by_reason: Counter[str] = field(default_factory=Counter)
 
 
-def _nothing() -> None:
-    pass
-
-
 class Reporter:
     """Tells of incidents. `put` never blocks; incidents are explained on the reporter's own thread, and each sink
     works on one of its own. `woken` is called on these whenever there is something to do, as soon as they have the GIL.
@@ -90,7 +86,7 @@ class Reporter:
         keep: Callable[[Stall], None] | None = None,
         sufferers: Sufferers | None = None,
         mark: Mark | None = None,
-        woken: Callable[[], object] = _nothing,
+        woken: Callable[[], object] = lambda: None,
     ) -> None:
         self.counts = Counts()
         self.stalls: deque[Stall] = deque(maxlen=REMEMBERED)

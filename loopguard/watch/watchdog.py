@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 from uuid import uuid4
 
 from loopguard.capture import iteration, probed
@@ -26,6 +26,7 @@ from loopguard.lasting import LastingThread
 from loopguard.record import Phase
 from loopguard.watch.brief import BriefRuns
 from loopguard.watch.detector import find_congestion, find_stalls
+from loopguard.watch.early import Early
 from loopguard.watch.heartbeat import Heartbeat, Pace, Watching
 from loopguard.watch.kept_waiting import share, what_went_on, with_what_went_on
 from loopguard.watch.loops import is_uvloop
@@ -37,18 +38,11 @@ _OF_BUDGET = 12
 _OF_AGE = 16
 _QUICKEST_NS = 1_000_000
 _AT_ONCE = 3  # looks, where each takes long
-# What lasts this many budgets is told of while it lasts, and again whenever it has doubled.
-_EARLY = 5
-# The black box has it from the budget on, and anew whenever it has lasted half as long again. Not earlier than this: at
-# a low budget most of the work of telling would be for what hardly ever is the end of a process.
-_KEPT_FROM_NS = 50_000_000
-_KEPT_ANEW = 1.5
 # Whom a callback delays is looked at when it may have run for this part of the budget: once, before it can be over.
 _GLANCED_FROM = 0.8
 # Seconds before it watches again after failures: so much for each in a row, up to so much.
 _RESTED = 0.01
 _MOST_RESTED = 5.0
-_NEVER_NS = 1 << 62
 
 
 class Box(Protocol):
@@ -56,17 +50,6 @@ class Box(Protocol):
 
     def opened(self, id: str) -> None: ...  # noqa: A002 - as the record calls it
     def ended(self, id: str) -> None: ...  # noqa: A002
-
-
-class _Early(NamedTuple):
-    """What was told of a stall that lasted then: under which id, and how long it must be to be told of again.
-
-    `kept_ns`: the same for the black box.
-    """
-
-    id: str
-    next_ns: int
-    kept_ns: int
 
 
 @dataclass(slots=True)
@@ -78,13 +61,12 @@ class _Watch:
     """
 
     heart: Heartbeat
+    early: Early
     looks: list[Look] = field(default_factory=list)
     lent: deque[Look] = field(default_factory=deque)
     looking: threading.Lock = field(default_factory=threading.Lock)
     next_ns: int = 0
     since_ns: int = 0
-    early: dict[object, _Early] = field(default_factory=dict)
-    kept: object = None  # the key of the callback that stands in the black box
     read_iteration: iteration.Reader | None = None
 
     def add(self, look: Look) -> None:
@@ -270,6 +252,7 @@ class Watchdog:
         self._shared.others.watchdog = native_id = threading.get_native_id()
         self._find_layout()
         self._shared.others.gil.find()
+        self._shared.others.find_foreign()
         for alarm, watch in list(self._watches.items()):
             self._prepare(watch)
             alarm.arm(1)  # where a look was broken off, nobody else asks for the next
@@ -315,10 +298,11 @@ class Watchdog:
         for heart in taken_up:
             heart.join()
         self._find_layout()
+        self._shared.others.find_foreign()
 
     def _adopt(self, heart: Heartbeat) -> Alarm:
         """Watch a run that has lasted; it may be overdue already. On its thread, or the watchdog's."""
-        self._watches[heart.alarm] = watch = _Watch(heart)
+        self._watches[heart.alarm] = watch = _Watch(heart, Early(self._box is not None))
         self._prepare(watch)
         if is_uvloop(heart.loop) and not self._sought:
             self._alarms.wake()
@@ -421,39 +405,29 @@ class Watchdog:
         heart = watch.heart
         if heart.last_ns < self._resumed_ns:
             return
-        early = watch.early.get(look.key) or self._early()
         kept_waiting = look.key is None or look.late_ns > self.budget_ns
-        if kept_waiting or look.at_ns - heart.last_ns < min(early.next_ns, early.kept_ns):
+        most_ns = look.at_ns - heart.last_ns
+        if kept_waiting or not watch.early.may_be_due(look.key, most_ns, self.budget_ns):
             return
         beat = heart.overdue(look.at_ns, look.cpu_ns)
         for held in self._stalls_in(beat, watch.looks):
-            held_ns = held.end_ns - held.start_ns
             if held.looks[-1:] != (look,):
                 continue
-            if held_ns >= early.kept_ns:
-                early = early._replace(kept_ns=round(_KEPT_ANEW * held_ns))
-                self._box_it(watch, early, held)
-            if held_ns >= early.next_ns:
-                doublings = (held_ns // early.next_ns).bit_length()
-                watch.early[look.key] = early._replace(next_ns=early.next_ns << doublings)
-                self._hand_on(self._incident(watch, held, ongoing=True))
-
-    def _early(self) -> _Early:
-        kept_ns = _NEVER_NS if self._box is None else max(self.budget_ns, _KEPT_FROM_NS)
-        return _Early(uuid4().hex, _EARLY * self.budget_ns, kept_ns)
-
-    def _box_it(self, watch: _Watch, early: _Early, held: Held) -> None:
-        assert self._box is not None  # nothing else is due to be kept
-        watch.kept = held.looks[-1].key
-        watch.early[watch.kept] = early
-        self._box.opened(early.id)
-        self._hand_on(replace(self._incident(watch, held, ongoing=True), boxed=True))
+            keep, tell = watch.early.due(look.key, held.end_ns - held.start_ns, self.budget_ns)
+            if not (keep or tell):
+                continue
+            so_far = self._incident(watch, held, ongoing=True)
+            if keep and self._box is not None:
+                self._box.opened(so_far.id)
+                self._hand_on(replace(so_far, boxed=True))
+            if tell:
+                self._hand_on(so_far)
 
     def _let_go(self, watch: _Watch, key: object) -> None:
         """Have the black box forget what stands in it, unless that callback still runs: `key`, None where none does."""
-        if self._box is not None and watch.kept is not None and watch.kept != key:
-            self._box.ended(watch.early[watch.kept].id)
-            watch.kept = None
+        kept = watch.early.let_go(key)
+        if kept is not None and self._box is not None:
+            self._box.ended(kept)
 
     def _judge(self, watch: _Watch, waited: Callable[[], tuple[int, int]]) -> None:
         """Draw the verdict on each beat that came late."""
@@ -494,11 +468,11 @@ class Watchdog:
     def _incident(self, watch: _Watch, held: Held, ongoing: bool = False) -> Incident:
         subject = watch.heart.subject
         assert subject is not None  # it has beaten, or nothing could be late
-        early = watch.early.get(held.looks[-1].key) if held.looks else None
+        early = watch.early.id_of(held.looks[-1].key) if held.looks else None
         phase, in_flight = self._surroundings(held)
         kind = type(subject.loop)
         return Incident(
-            id=early.id if early else uuid4().hex,
+            id=early or uuid4().hex,
             ongoing=ongoing,
             held=held,
             budget_ns=self.congestion_ns if held.together else self.budget_ns,
