@@ -44,6 +44,14 @@ def test_one_long_callback_is_held_from_its_iterations_start_to_the_late_beat() 
     assert held.beat == beat(420)
 
 
+def test_a_look_that_could_not_tell_the_iteration_takes_nothing_from_those_that_could() -> None:
+    """The layout of uvloop's memory may be found in mid-stall."""
+    blind, seeing = look(70), [look(at, iteration=turn(20, 0)) for at in (100, 400)]
+    assert judge(beat(420), blind, *seeing) == judge(
+        beat(420), look(70, iteration=turn(20, 0)), *seeing
+    )
+
+
 def test_a_callback_at_index_zero_began_with_its_iteration() -> None:
     """To within the error of the iteration's clock, and what a loaded system takes between two lines."""
     ((start, error, _),) = judge(

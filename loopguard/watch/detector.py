@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from loopguard.evidence import Held, LateBeat, Look
+from loopguard.evidence import Held, Iteration, LateBeat, Look
 
 # From the first step of a request's task to our layer a server and its telemetry take well under this.
 _LEAD_NS = 4_000_000
@@ -198,17 +198,17 @@ def _start(
     earliest = beat.last_ns if previous is None else previous[-1].at_ns
     withheld = _withheld_before(first, None if previous is None else previous[-1], beat)
     latest = max(earliest, min(first.at_ns, _starved_since(first, switch_ns) + withheld))
-    began = _iteration_start(group)
+    iteration = _iteration(group)
     called = _call_of_request(first, earliest, latest)
     if called is not None:
-        known = earliest if began is None else max(earliest, min(began, called))
-        return _Start(max(known, called - _LEAD_NS), called, called, called)
-    if first.probed and began is None:
+        began = earliest if iteration is None else min(iteration.started_ns, called)
+        return _Start(max(earliest, began, called - _LEAD_NS), called, called, called)
+    if first.probed and (iteration is None or first.iteration is None):
         # Had it begun when the beat was due, that would have come first, but for what was ready before it.
         return _Start(earliest, max(earliest, min(latest, beat.due_ns)), latest, latest)
-    if began is None or first.iteration is None:
+    if iteration is None:
         return _by_request(first, earliest, latest)
-    exactly = began + first.iteration.error_ns
+    exactly = iteration.started_ns + iteration.error_ns
     if exactly > latest:
         return _by_request(first, earliest, latest)
     if exactly < earliest:  # the iteration of the callback before it, or of the last beat
@@ -216,8 +216,8 @@ def _start(
         after_beat = first.request is not None and previous is None
         likely = min(latest, start.earliest_ns + _BEFORE_NS) if after_beat else latest
         return _among_others(start._replace(likely_ns=likely), budget_ns)
-    earliest = max(earliest, began)
-    if first.iteration.index == 0:
+    earliest = max(earliest, iteration.started_ns)
+    if iteration.index == 0:
         exactly = max(earliest, exactly)
         return _Start(earliest, exactly, exactly, exactly)
     likely = latest
@@ -282,10 +282,10 @@ def _withheld_before(look: Look, before: Look | None, beat: LateBeat) -> int:
     return max(0, min(_withheld(beat), look.at_ns - since - (look.cpu_ns - cpu)))
 
 
-def _iteration_start(group: tuple[Look, ...]) -> int | None:
-    """When the iteration began, if all looks at this callback agree.
+def _iteration(group: tuple[Look, ...]) -> Iteration | None:
+    """The iteration in which a callback runs, if all looks at it agree that could tell.
 
     On uvloop the user's own `loop.time()` refreshes the cached time, which then says nothing.
     """
-    times = {None if look.iteration is None else look.iteration.started_ns for look in group}
-    return times.pop() if len(times) == 1 else None
+    known = [look.iteration for look in group if look.iteration is not None]
+    return known[0] if len({each.started_ns for each in known}) == 1 else None
