@@ -292,7 +292,7 @@ def chatter():
         time.sleep(0.001)
 
 over = threading.Event()
-thread = threading.Thread(target=chatter)
+thread = threading.Thread(target=chatter, daemon=True)
 thread.start()
 for number in range(30):
     time.sleep(0.002 * (number % 4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -119,6 +120,24 @@ def test_a_full_queue_loses_its_oldest(sink: Sink) -> None:
     sink.released.set()
     assert sink.outlet.flush(LONG)
     assert sink.done == ["hung", *range(5, LONGEST_QUEUE + 5)]
+
+
+def test_who_holds_it_waits_for_one_act_and_not_for_all_that_are_queued(sink: Sink) -> None:
+    """A lock goes to whoever asks first after its release, and that is mostly the thread that released it."""
+
+    def slow() -> None:
+        time.sleep(0.002)
+        sink.done.append("slow")
+
+    for _ in range(100):
+        sink.outlet.put(slow)
+    wait_until(lambda: bool(sink.done))
+    for _ in range(10):
+        before = len(sink.done)
+        assert sink.outlet.hold(LONG)
+        assert len(sink.done) <= before + 2
+        sink.outlet.release()
+    assert sink.outlet.flush(LONG)
 
 
 def test_a_flush_waits_no_longer_than_it_may(sink: Sink) -> None:

@@ -38,6 +38,9 @@ class Outlet:
         self._acts: deque[Callable[[], object]] = deque()
         self._changed = threading.Condition()
         self._acting = threading.Lock()
+        self._turnstile = (
+            threading.Lock()
+        )  # whoever waits in it for the end of an act comes before the next
         self._thread = LastingThread(name, self._run, self._struck)
         self._busy_since: float | None = None
         self._hung = False
@@ -103,10 +106,17 @@ class Outlet:
         """
         if self._hung or self._thread is threading.current_thread():
             return False
-        return self._acting.acquire(timeout=max(0.0, timeout))
+        until = self._clock() + timeout
+        if not self._turnstile.acquire(timeout=max(0.0, timeout)):
+            return False
+        if self._acting.acquire(timeout=max(0.0, until - self._clock())):
+            return True
+        self._turnstile.release()
+        return False
 
     def release(self) -> None:
         self._acting.release()
+        self._turnstile.release()
 
     def abandon(self) -> None:
         """In a forked child, where the thread is not, and whoever held the lock is not either: only close."""
@@ -132,6 +142,8 @@ class Outlet:
     def _run(self) -> None:
         while (act := self._next()) is not None:
             self._woken()
+            with self._turnstile:
+                pass
             with self._acting:
                 act()
             del act  # it holds a request's context, and the next may come in a week
