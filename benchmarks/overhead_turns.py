@@ -103,7 +103,7 @@ def guarded(app: Starlette) -> Contestant:
         leave=leave,
         beat=heart.renew,
         beats_per_second=2 / guard.budget,
-        threads=tuple(each for each in threading.enumerate() if each not in {*threads, *_brief()}),
+        threads=tuple(each for each in threading.enumerate() if each not in threads),
         stalls=lambda: int(guard.stats()["stalls"]),
     )
 
@@ -218,11 +218,6 @@ class Match:
     def _threads_cpu(self) -> float:
         identifiers = [thread.ident for thread in self.contestant.threads if thread.ident]
         return sum(time.clock_gettime(time.pthread_getcpuclockid(each)) for each in identifiers)
-
-
-def _brief() -> list[threading.Thread]:
-    """The thread that loopguard finds the GIL's futex with: it is there for a millisecond."""
-    return [each for each in threading.enumerate() if each.name == "loopguard-gil"]
 
 
 async def alternate(turns: list[Callable[[], Awaitable[float]]], rounds: int) -> Turns:

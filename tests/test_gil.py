@@ -54,6 +54,14 @@ def test_a_wait_for_a_lock_is_none_for_the_gil() -> None:
         assert not found().wanted_by(thread.native_id)
 
 
+def test_a_thread_that_never_runs_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As one that an exception from outside reaches before its first line."""
+    monkeypatch.setattr("loopguard.capture.gil._pass", lambda *_given: None)
+    assert not found().wanted_by(threading.get_native_id())
+
+
 def test_a_thread_that_has_ended_wants_nothing() -> None:
     assert not found().wanted_by(2**30)
 

@@ -292,6 +292,8 @@ def test_a_first_stall_that_ends_with_its_process_is_told(tmp_path: Path) -> Non
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="needs CPython's C API")
 # It may be struck between the opening of a file and its `with`: then the file is closed as it is collected.
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
+# The exception may reach a thread that the struck one has just begun to start (CPython knows it by its starter until then).
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     "thread, kind",
     [
@@ -355,3 +357,14 @@ def test_the_death_of_the_watchdog_is_said_once() -> None:
         assert len(found) == guard.stats()["stalls"] >= 3
     finally:
         structlog.reset_defaults()
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="needs CPython's C API")
+def test_a_watchdog_that_is_struck_as_it_begins_watches_all_the_same() -> None:
+    """It starts a thread of its own then, which the exception may reach instead, so that it never runs."""
+    for _ in range(12):
+        with loopguard.install(budget=BUDGET, log=False) as guard:
+            strike("loopguard-watchdog", SystemExit)
+            run(hold())
+            assert guard.flush(10)
+            assert "time.sleep" in [stall.call for stall in guard.stalls]

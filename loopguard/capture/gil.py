@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import sys
 import threading
@@ -44,43 +45,46 @@ def _find() -> int | None:
         sleep = ctypes.PyDLL(None).usleep  # keeps the GIL
     except (OSError, TypeError, AttributeError):  # Windows
         return None
-    lock = threading.Lock()
-    waiter = threading.Thread(target=_pass, args=(lock,), name="loopguard-gil", daemon=True)
+    lock, waiter = _thread.allocate_lock(), list[int]()
     with lock:
         try:
-            waiter.start()
+            # Not threading.Thread: who starts one waits until it runs, which it never does if an exception is raised
+            # in the starting thread from outside, for that may strike the new one.
+            _thread.start_new_thread(_pass, (lock, waiter))
         except RuntimeError:  # no more threads, or the interpreter is about to end
             return None
         waits_on = _waits_on(waiter)
-    try:
-        return None if waits_on is None else _next_futex(waiter, waits_on, sleep)
-    finally:
-        waiter.join(_PATIENCE)
+    return None if waits_on is None else _next_futex(waiter[0], waits_on, sleep)
 
 
-def _pass(lock: threading.Lock) -> None:
+def _pass(lock: _thread.LockType, waiter: list[int]) -> None:
+    waiter.append(threading.get_native_id())
     with lock:
         pass
 
 
-def _waits_on(waiter: threading.Thread) -> int | None:
+def _waits_on(waiter: list[int]) -> int | None:
     """What the thread waits on for the lock: it is the same for a while, where the GIL is to be had."""
-    native_id, until = waiter.native_id or 0, time.monotonic() + _PATIENCE
+    until = time.monotonic() + _PATIENCE
     last: int | None = None
-    while time.monotonic() < until and system_calls.works(native_id):
-        waiter.join(_STEP_US / 1e6)
-        futex = system_calls.futex_of(native_id)
+    while time.monotonic() < until:
+        time.sleep(_STEP_US / 1e6)
+        if not waiter:
+            continue
+        if not system_calls.works(waiter[0]):
+            return None
+        futex = system_calls.futex_of(waiter[0])
         if futex and futex == last:
             return futex
         last = futex
     return None
 
 
-def _next_futex(waiter: threading.Thread, lock: int, sleep: Any) -> int | None:
+def _next_futex(waiter: int, lock: int, sleep: Any) -> int | None:
     """What the thread waits on now that it has the lock and cannot have the GIL."""
     for _ in range(_STEPS):
         sleep(_STEP_US)
-        futex = system_calls.futex_of(waiter.native_id or 0)
+        futex = system_calls.futex_of(waiter)
         if futex and futex != lock:
             return futex
     return None
