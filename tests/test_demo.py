@@ -190,7 +190,8 @@ def test_the_report_page_stands_beside_the_records(demo: Ended) -> None:
 
 def test_the_records_are_a_file_begun_anew_and_it_says_where(demo: Ended) -> None:
     path = demo.directory / "loopguard-demo.jsonl"
-    assert f"{len(demo.records())} records in {path}" in demo.out
+    ended = [record for record in demo.records() if not record["ongoing"]]
+    assert f"{len(ended)} stalls in {path}" in demo.out
 
 
 def test_without_a_terminal_there_are_no_colours(demo: Ended) -> None:

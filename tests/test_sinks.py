@@ -365,6 +365,6 @@ def test_a_watchdog_that_is_struck_as_it_begins_watches_all_the_same() -> None:
     for _ in range(12):
         with loopguard.install(budget=BUDGET, log=False) as guard:
             strike("loopguard-watchdog", SystemExit)
-            run(hold())
+            run(hold(times=2))  # the exception may reach it in its first look at the first
             assert guard.flush(10)
-            assert "time.sleep" in [stall.call for stall in guard.stalls]
+            assert guard.stalls[-1].call == "time.sleep"

@@ -329,7 +329,7 @@ class Watchdog:
         # Served: from now on anew. Never disarmed, for native code may get the GIL before this is over.
         self._arm_probe(heart, self._shared.pace.probe_ns)
         subject = heart.subject
-        if heart.stopped or heart.late or self._paused or subject is None:
+        if heart.stopped or self._paused or subject is None:
             return []
         if monotonic_ns() < asked_ns or not watch.looking.acquire(blocking=False):
             return []
@@ -352,10 +352,11 @@ class Watchdog:
             return
         beat = heart.late[-1] if heart.late else heart.overdue(monotonic_ns(), None)
         overdue = max(watch.next_ns, beat.due_ns + self._shared.pace.slack_ns)
-        asked = seen[-1].at_ns if seen else overdue
+        asked = max([look.at_ns for look in seen if look.at_ns <= beat.at_ns], default=overdue)
         if asked < beat.at_ns:
             too_late = self._too_late(heart, asked, beat, gil_waits, starved_ns)
-            for look in what_went_on(too_late, watch.looks, self.budget_ns, _switch_ns()):
+            earlier = [look for look in watch.looks if look.at_ns <= beat.at_ns]
+            for look in what_went_on(too_late, earlier, self.budget_ns, _switch_ns()):
                 watch.add(look)
 
     def _too_late(

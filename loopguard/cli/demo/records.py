@@ -65,7 +65,7 @@ class Records:
         return f"Their report: {printable(page.as_uri())}"
 
     def __str__(self) -> str:
-        return f"{len(self.stalls)} records in {self.path or 'stdout'}"
+        return f"{len(self.stalls)} stalls in {self.path or 'stdout'}"
 
 
 def _remove(path: Path) -> None:
