@@ -15,7 +15,8 @@ class LastingThread(threading.Thread):
     """Does `work` until that returns. Where it raises, `struck` is told, and it is begun anew.
 
     Not only our own mistakes raise: some supervisors raise an exception in every thread of the process, from outside
-    and at any point of it (PyThreadState_SetAsyncExc).
+    and at any point of it (PyThreadState_SetAsyncExc). So what runs here takes locks of C's alone, as in `with lock:`.
+    threading's Condition and Event take theirs in Python: raised in there, it leaves them locked for ever.
     """
 
     # Debuggers of pydevd's kind (VS Code, PyCharm) then neither show, trace nor suspend it.

@@ -295,3 +295,28 @@ def test_a_thread_that_is_struck_from_outside_goes_on(
     assert sink.done[-1] == "last"
     assert len(sink.done) + sink.outlet.lost == 21
     assert {type(error) for error in sink.errors} == {kind}
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="needs CPython's C API")
+def test_no_lock_is_left_behind_by_a_thread_that_is_struck(sink: Sink) -> None:
+    """From outside, again and again, while it takes and gives back locks: whoever comes next would wait for ever."""
+    over = threading.Event()
+
+    def again() -> None:
+        if not over.is_set():
+            sink.outlet.put(again)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(300):
+            sink.outlet.put(again)  # in the place of one that was struck
+            time.sleep(0.0015)  # it rests for a millisecond first
+            strike("loopguard-sink", RuntimeError)
+            assert sink.outlet._lock.acquire(timeout=LONG)
+            sink.outlet._lock.release()
+    finally:
+        sys.setswitchinterval(interval)
+        over.set()
+    assert sink.outlet.flush(LONG)
+    assert sink.errors

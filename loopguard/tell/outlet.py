@@ -36,7 +36,8 @@ class Outlet:
         self._woken = woken
         self._lost = 0
         self._acts: deque[Callable[[], object]] = deque()
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._acting = threading.Lock()
         self._turnstile = (
             threading.Lock()
@@ -49,7 +50,7 @@ class Outlet:
     @property
     def lost(self) -> int:
         """How many acts came to nothing until now."""
-        with self._changed:
+        with self._lock:
             self._give_up_if_hung()
             return self._lost
 
@@ -59,7 +60,7 @@ class Outlet:
 
     def put(self, act: Callable[[], object]) -> None:
         """Have it done. Where the queue is full the oldest gives way; this one is lost where the sink has hung or ended."""
-        with self._changed:
+        with self._lock:
             self._give_up_if_hung()
             if self._hung or self._stopping:
                 self._lost += 1
@@ -76,7 +77,7 @@ class Outlet:
         A sink that asks for it itself does not wait for itself.
         """
         until = self._clock() + timeout
-        with self._changed:
+        with self._lock:
             while not self._idle():
                 rest = until - self._clock()
                 if rest <= 0:
@@ -86,7 +87,7 @@ class Outlet:
 
     def finish(self) -> None:
         """Do what is queued, and end."""
-        with self._changed:
+        with self._lock:
             self._stopping = True
             self._changed.notify_all()
 
@@ -94,7 +95,7 @@ class Outlet:
         """Wait, once told to finish, for `timeout` seconds at most. What is not done by then is lost."""
         if not self._hung:
             self._thread.end(timeout)
-        with self._changed:
+        with self._lock:
             self._lost += len(self._acts)
             self._acts.clear()
 
@@ -153,13 +154,13 @@ class Outlet:
 
     def _struck(self, error: BaseException) -> None:
         """The act has raised: a listener may even call sys.exit(). Or the thread was struck from outside."""
-        with self._changed:
+        with self._lock:
             self._lost += self._busy_since is not None and not self._hung
         self._failed(error)
 
     def _next(self) -> Callable[[], object] | None:
         """What to do next; None when it is time to end."""
-        with self._changed:
+        with self._lock:
             self._busy_since, self._hung = None, False
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._acts or self._stopping)

@@ -106,8 +106,9 @@ class Reporter:
         self._in_haste = False
         self._said: set[str] = set()
         self._summary = Summary()
-        self._changed = threading.Condition()
-        self._hurry = threading.Event()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._hurried = threading.Condition(self._lock)
         self._busy = False
         self._uncounted: Incident | None = None
         self._stopping = False
@@ -134,11 +135,11 @@ class Reporter:
     def put(self, incident: Incident) -> None:
         """Queue an incident. Where the queue is full the oldest gives way, counted; what is boxed has one of its own."""
         if incident.boxed:
-            with self._changed:
+            with self._lock:
                 self._boxed.append(incident)
                 self._changed.notify_all()
             return
-        with self._changed:
+        with self._lock:
             if len(self._queue) >= LONGEST_QUEUE:
                 self._lose(self._queue.popleft())
             self._queue.append(incident)
@@ -170,7 +171,7 @@ class Reporter:
 
     def sum_up(self) -> None:
         """Log what was seen since this was called last, if anything was."""
-        with self._changed:
+        with self._lock:
             summary = self._summary.take()
         if summary is not None:
             self.say(Notice("info", SUMMARY, summary))
@@ -196,9 +197,9 @@ class Reporter:
         False where that took longer than `timeout` seconds.
         """
         until = self._clock() + timeout
-        self._hurry.set()
-        with self._changed:
+        with self._lock:
             self._in_haste = True
+            self._hurried.notify_all()
             self._changed.notify_all()
             if not self._changed.wait_for(self._rests, timeout):
                 return False
@@ -207,10 +208,10 @@ class Reporter:
     def stop(self, timeout: float) -> None:
         """Tell what is queued, for `timeout` seconds at most, and end the threads."""
         until = self._clock() + timeout
-        with self._changed:
+        with self._lock:
             self._stopping = True
+            self._hurried.notify_all()
             self._changed.notify_all()
-        self._hurry.set()
         self._thread.end(timeout)
         self.sum_up()
         for _, outlet in self._outlets:
@@ -235,8 +236,12 @@ class Reporter:
             act()
             del act  # it holds a request's context and scope, and the next may come in a week
             if self._queue:
-                # As long as that took, so that a flood takes half of a core at most, and leaves the GIL to the loop.
-                self._hurry.wait(min(self._clock() - began, _LONGEST_REST))
+                self._rest(min(self._clock() - began, _LONGEST_REST))
+
+    def _rest(self, seconds: float) -> None:
+        """As long as the last act took, so that a flood takes half of a core at most, and leaves the GIL to the loop."""
+        with self._lock:
+            self._hurried.wait_for(lambda: self._in_haste or self._stopping, seconds)
 
     def _struck(self, error: BaseException) -> None:
         incident, self._uncounted = self._uncounted, None
@@ -246,7 +251,7 @@ class Reporter:
 
     def _next(self) -> Callable[[], None] | None:
         """What to do next; None when it is time to end."""
-        with self._changed:
+        with self._lock:
             self._busy = False
             while True:
                 act = self._due()
@@ -254,8 +259,6 @@ class Reporter:
                     self._busy = True
                     return act
                 self._in_haste = False
-                if not self._stopping:
-                    self._hurry.clear()
                 self._changed.notify_all()
                 if self._stopping:
                     return None
@@ -289,7 +292,7 @@ class Reporter:
     def _lose(self, incident: Incident) -> None:
         """Count a stall that nobody will hear of. What was to be said of it while it lasted is no stall more."""
         if not incident.ongoing:
-            with self._changed:
+            with self._lock:
                 self.counts.stalls += 1
                 self.counts.dropped += 1
             for subscription, outlet in self._outlets:
@@ -341,7 +344,7 @@ class Reporter:
         stall = replace(stall, suppressed=suppressed or 0)
         self._count(stall, suppressed is not None)
         self.stalls.append(stall)
-        with self._changed:
+        with self._lock:
             self._summary.add(stall)
         self._hand_out(incident, explained, stall, suppressed is not None, delays)
         self._note(pending, delays)
@@ -435,7 +438,7 @@ class Reporter:
         return None if pattern is None else f"ignored by {pattern}"
 
     def _count(self, stall: Stall, allowed: bool) -> None:
-        with self._changed:
+        with self._lock:
             self._uncounted = None
             self.counts.stalls += 1
             self.counts.logged += allowed

@@ -14,6 +14,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any, Protocol
 
 from loopguard.capture.small_files import read_small
@@ -200,7 +201,8 @@ class PollingAlarms:
 
     def __init__(self, interval: Callable[[], float]) -> None:
         self._interval = interval
-        self._woken = threading.Event()
+        self._asleep = threading.Lock()
+        self._asleep.acquire()
         self._alarms: list[_Deadline] = []
 
     def new(self) -> _Deadline:
@@ -209,18 +211,18 @@ class PollingAlarms:
         return alarm
 
     def wait(self) -> list[Alarm]:
-        while not self._woken.wait(self._interval()):
+        while not self._asleep.acquire(timeout=min(self._interval(), threading.TIMEOUT_MAX)):
             now = monotonic_ns()
             gone_off: list[Alarm] = [alarm for alarm in self._alarms if 0 < alarm.at_ns <= now]
             if gone_off:
                 for alarm in gone_off:
                     alarm.arm(0)
                 return gone_off
-        self._woken.clear()
         return []
 
     def wake(self) -> None:
-        self._woken.set()
+        with suppress(RuntimeError):  # it is awake already
+            self._asleep.release()
 
     def drop(self, alarm: Alarm) -> None:
         if isinstance(alarm, _Deadline) and alarm in self._alarms:

@@ -111,7 +111,7 @@ class Watchdog:
         self._watched_ns = 0
         self._paused = False
         self._resumed_ns = 0
-        self._stopping = threading.Event()
+        self._stopping = False
         self._dumps: deque[Dump] = deque(maxlen=16)
         self._layout: iteration._Layout | None = None
         self._sought = False
@@ -125,7 +125,7 @@ class Watchdog:
 
     def stop(self) -> None:
         """Let go of all loops and end the thread. Heartbeats are to be stopped on their own threads."""
-        self._stopping.set()
+        self._stopping = True
         self._alarms.wake()
         self._thread.end(timeout=1)
 
@@ -236,10 +236,12 @@ class Watchdog:
 
     def _run(self) -> None:
         """Watch until told to stop. After failures it begins anew, and more slowly while nothing succeeds."""
-        self._stopping.wait(min(_RESTED * self._failures, _MOST_RESTED))
+        until = monotonic_ns() + int(1e9 * min(_RESTED * self._failures, _MOST_RESTED))
+        while monotonic_ns() < until and not self._stopping:
+            time.sleep(_RESTED)
         if threading.current_thread() is not self._thread:
             return  # another watches in its place
-        while not self._stopping.is_set():
+        while not self._stopping:
             self._watch()
         self._alarms.close()
 
@@ -259,7 +261,7 @@ class Watchdog:
         self._own_delay = own_delay = RunDelay(native_id)
         self._counted = voluntary_switches(), own_delay.read() or 0
         try:
-            while not self._stopping.is_set():
+            while not self._stopping:
                 self._round(own_delay)
                 self._failures = 0
         finally:
@@ -268,6 +270,7 @@ class Watchdog:
     def _round(self, own_delay: RunDelay) -> None:
         if not any(heart.late or heart.due_ns < monotonic_ns() for heart in self.hearts):
             self._counted = voluntary_switches(), own_delay.read() or 0
+            self._shared.others.find_foreign()
         switches, delay = self._counted
 
         def waited() -> tuple[int, int]:
@@ -298,7 +301,6 @@ class Watchdog:
         for heart in taken_up:
             heart.join()
         self._find_layout()
-        self._shared.others.find_foreign()
 
     def _adopt(self, heart: Heartbeat) -> Alarm:
         """Watch a run that has lasted; it may be overdue already. On its thread, or the watchdog's."""
