@@ -97,13 +97,26 @@ def test_looks_that_found_the_loop_idle_are_held_against_nobody() -> None:
     assert judge(beat(140), idle(60), idle(80), look(120), look(138)) == []
 
 
-@pytest.mark.parametrize("index, end", [(0, 411), (None, 405)], ids=["asyncio", "uvloop"])
-def test_behind_it_asyncio_beats_at_once_and_uvloop_may_wait_for_the_beat(
-    index: int | None, end: int
-) -> None:
-    """Its wait is reckoned from the iteration's start. The CPU clock tells for how long the callback computed on."""
-    looks = [look(at, iteration=turn(1, index), cpu=at) for at in range(55, 400, 15)]  # to 385 ms
-    assert judge(beat(440, cpu=405), *looks, idle(411), idle(430))[0][2] == end
+def test_behind_it_asyncio_beats_at_once() -> None:
+    looks = [look(at, iteration=turn(1, 0)) for at in range(55, 400, 15)]  # to 385 ms
+    assert judge(beat(440), *looks, idle(411), idle(430))[0][2] == 411
+
+
+def test_behind_it_uvloop_waits_for_a_beat_that_is_long_due() -> None:
+    """libuv reckons for how long by the time at which the iteration began."""
+    looks = [look(at, iteration=turn(20)) for at in range(55, 400, 15)]
+    assert judge(beat(435), *looks, idle(411), idle(430))[0][2] == 405
+    assert judge(beat(450), *looks, idle(411), idle(430))[0][2] == 411, "it was over by then"
+    assert judge(beat(413), *looks, idle(411))[0][2] == 385, "it ran until then"
+
+
+@pytest.mark.parametrize("cpu, end", [(405, 405), (1, 398)], ids=["computes", "waits"])
+def test_behind_it_an_unknown_iteration_leaves_what_the_cpu_tells(cpu: int, end: int) -> None:
+    """And never a time at which the beat would have come since."""
+    looks = [look(at, cpu=cpu * at // 405) for at in range(55, 400, 15)]
+    assert judge(beat(440, cpu=cpu), *looks, idle(411), idle(430))[0][2] == end
+    rare = [look(at, cpu=1) for at in (55, 100, 300)]
+    assert judge(beat(640, cpu=2), *rare, idle(601), idle(630))[0][2] == 576, "within a beat"
 
 
 def test_idle_all_the_time_and_late_by_a_budget_is_a_stall_without_a_callback() -> None:

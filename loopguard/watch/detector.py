@@ -57,16 +57,12 @@ def find_stalls(
     held = []
     for place, (group, start) in enumerate(zip(seen, starts, strict=True)):
         after = starts[place + 1] if place + 1 < len(seen) else None
-        unknown_until = beat.at_ns if after is None else after.counted_ns
-        seen_until = group[-1].at_ns
-        certain_end = seen_until + _half(unknown_until - seen_until, round(_BEHIND * budget_ns))
+        following = seen[place + 1][0] if place + 1 < len(seen) else None
+        certain_end, end = _end(group[-1], following, after, beat, budget_ns)
         if group[0].key is None or certain_end - start.counted_ns < budget_ns:
             continue
         likely = (start.earliest_ns + start.likely_ns) // 2
         error = max(_reach(start, likely, group[0], beat), _least_error(beat))
-        end = beat.at_ns
-        if after is not None:
-            end = max(certain_end, _until(group[-1], seen[place + 1][0], after, beat))
         held.append(Held(likely, error, end, group, beat))
     return held or _stopped(beat, looks, budget_ns, switch_ns)
 
@@ -127,29 +123,45 @@ def _end_of(last: Look, beat: LateBeat, looks: Sequence[Look]) -> int:
     return _idle_since(last, after, beat) if after.key is None else after.at_ns
 
 
-def _until(last: Look, following: Look, start: _Start, beat: LateBeat) -> int:
-    """When the callback was over that was last seen in that look, and the next began, or the loop had none."""
+def _end(
+    last: Look, following: Look | None, after: _Start | None, beat: LateBeat, budget_ns: int
+) -> tuple[int, int]:
+    """When the callback was over that was last seen in that look: the verdict counts its time until the one, and most
+    likely it was the other.
+
+    `following` is the next look, which saw another callback, that began at `after`, or a loop that had none.
+    """
+    unknown_until = beat.at_ns if after is None else after.counted_ns
+    counted = last.at_ns + _half(unknown_until - last.at_ns, round(_BEHIND * budget_ns))
+    if following is None or after is None:
+        return counted, beat.at_ns
     if following.key is None:
-        return _idle_since(last, following, beat)
-    return (start.earliest_ns + start.likely_ns) // 2
+        idle = _idle_since(last, following, beat)
+        return min(counted, idle), idle
+    return counted, max(counted, (after.earliest_ns + after.likely_ns) // 2)
 
 
 def _idle_since(last: Look, idle: Look, beat: LateBeat) -> int:
     """When what ran in the one look was over, where the loop had nothing to do in the next.
 
-    asyncio goes on to an overdue beat at once, so there it was just over. libuv may wait first: if it computed, what was
-    left of the CPU time says for how long, at the rate until then; else it was over in mid-time.
+    asyncio goes on to an overdue beat at once, so there it was just over. libuv waits first: it reckons for how long by
+    the time at which the iteration began. Where that is not known, and it computed, what was left of the CPU time says
+    when it was over, at the rate until then; else that was in mid-time.
     """
-    unseen = idle.at_ns - last.at_ns
-    if last.iteration is not None and last.iteration.index is not None:
-        return idle.at_ns
+    earliest = max(last.at_ns, idle.at_ns - (beat.due_ns - beat.last_ns))
+    if last.iteration is not None:
+        if last.iteration.index is not None:
+            return idle.at_ns
+        waited = max(0, beat.due_ns - last.iteration.started_ns)
+        return max(earliest, min(beat.at_ns - waited, idle.at_ns))
+    middle = (earliest + idle.at_ns) // 2
     if last.cpu_ns is None or beat.cpu_ns is None:
-        return last.at_ns + unseen // 2
+        return middle
     before, after = last.cpu_ns - beat.cpu_start_ns, beat.cpu_start_ns + beat.cpu_ns - last.cpu_ns
     watched = last.at_ns - beat.last_ns
     if before < _COMPUTES * watched:
-        return last.at_ns + unseen // 2
-    return last.at_ns + max(0, min(after * watched // before, unseen))
+        return middle
+    return max(earliest, min(last.at_ns + after * watched // before, idle.at_ns))
 
 
 def _turn(look: Look) -> int | None:
