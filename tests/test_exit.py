@@ -163,6 +163,10 @@ def end_of(script: str, loop: str, path: Path | None, number: int | None = None)
 
 
 SIGNALLED = f"""
+# A shell has its background jobs, and all that they start, ignore it.
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 async def main():
     await asyncio.sleep(0.2)
     now()
