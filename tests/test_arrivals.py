@@ -290,6 +290,29 @@ def test_noted_requests_are_let_go_of_when_nobody_asks_for_them(
     coroutine.close()
 
 
+@pytest.mark.core
+def test_nobody_is_asked_any_more_where_no_stall_came_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What has run for most of a budget may be one, so they are asked by then; on a busy loop that is so all the time."""
+    noted, now = Arrivals(), [0]
+    asked: list[bool] = []
+    monkeypatch.setattr(arrivals, "monotonic_ns", lambda: now[0])
+    noted.enter(asked.append)
+    coroutine = asyncio.sleep(0)
+    noted.ask(over=False)
+    noted.note({"type": "http"}, None, coroutine)
+    noted.dismiss()
+    assert noted.since(0) == []
+    now[0] += 1
+    noted.note({"type": "http"}, None, coroutine)
+    assert asked == [True, False]
+    noted.ask(over=True)
+    noted.dismiss()
+    assert noted.more_may_come, "a stall is waited for as before"
+    coroutine.close()
+
+
 @LINUX
 @pytest.mark.core
 def test_one_that_came_after_a_stall_may_hold_the_loop_next_and_is_known_again(

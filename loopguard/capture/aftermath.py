@@ -84,6 +84,10 @@ class RequestsAround:
             self._sort(glance, some)
         glance.finished = not over()
 
+    def dismiss(self) -> None:
+        """What was glanced at is over, and was too short to be a stall."""
+        self._requests.arrivals.dismiss()
+
     def look(self) -> None:
         """The first look after the stall, on the loop's thread."""
         self._requests.arrivals.ask(over=True)

@@ -14,7 +14,7 @@ from loopguard.evidence import ActiveRequest, Arrival, Scope
 
 _REMEMBERED = 4_000
 # For so long after a stall, and after each request that had waited for it, they are asked: on a busy loop one pass
-# through those that have begun may take as long before the next can.
+# through those that have begun may take as long before the next can. Each that is asked takes a third longer.
 PATIENCE_NS = 1_000_000_000
 _TICKS_NS = 10_000_000  # the kernel counts in ticks of 4 ms, and tells whole milliseconds
 _TRIES = 3
@@ -54,6 +54,12 @@ class Arrivals:
         self._ended_ns = now if over else None
         for switch in self._switches.copy():
             switch(True)
+
+    def dismiss(self) -> None:
+        """There was no stall to ask for."""
+        if self._ended_ns is None:
+            self._until_ns = 0
+            self._noted.clear()
 
     def note(self, scope: Scope, receive: object, coroutine: Coroutine[Any, Any, None]) -> None:
         """A request begins, in the context that it will run in."""

@@ -119,6 +119,7 @@ class Heartbeat:
         self._gc_ns = 0
         self._switches: int | None = None  # not known of a run that was taken up, until it beats
         self._beats = 0
+        self._second_ns = 0
         self._nudged_ns = 0
         self._delay_ns: int | None = None
         self._noted: tuple[int, int] | None = None
@@ -279,9 +280,11 @@ class Heartbeat:
             self._count(now)
             if now - self.due_ns < slack:
                 self._next(now)
-                self._shared.others.note(now)
-                self._shared.note_threadpool(now)
                 self.alarm.arm(self.due_ns + slack)
+                if now >= self._second_ns:
+                    self._second_ns = now + 1_000_000_000
+                    self._shared.others.note(now)
+                    self._shared.note_threadpool(now)
             else:
                 late = self._late(now)
                 self._look_after(now)
@@ -300,9 +303,12 @@ class Heartbeat:
 
     def _look_after(self, now: int) -> None:
         """Look who has waited, where a callback may have been over budget since the last beat."""
+        begun = self.aftermath_so_far()
         if now - self.last_ns < 2 * self._shared.pace.interval_ns:
+            if begun is not None:
+                begun.dismiss()
             return
-        self.aftermath = self.aftermath_so_far() or self._shared.aftermath(self.loop, self.last_ns)
+        self.aftermath = begun or self._shared.aftermath(self.loop, self.last_ns)
         if self.aftermath is not None:
             self.aftermath.look()
 
