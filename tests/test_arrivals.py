@@ -295,7 +295,7 @@ def test_nobody_is_asked_any_more_where_no_stall_came_of_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What has run for most of a budget may be one, so they are asked by then; on a busy loop that is so all the time."""
-    noted, now = Arrivals(), [0]
+    noted, now = Arrivals(), [10]
     asked: list[bool] = []
     monkeypatch.setattr(arrivals, "monotonic_ns", lambda: now[0])
     noted.enter(asked.append)
@@ -308,8 +308,11 @@ def test_nobody_is_asked_any_more_where_no_stall_came_of_it(
     noted.note({"type": "http"}, None, coroutine)
     assert asked == [True, False]
     noted.ask(over=True)
+    noted.note({"type": "http"}, None, coroutine)
+    noted.ask(over=False)
     noted.dismiss()
-    assert noted.more_may_come, "a stall is waited for as before"
+    assert noted.more_may_come, "an earlier stall is told of as before"
+    assert len(noted.since(0)) == 1
     coroutine.close()
 
 

@@ -34,7 +34,8 @@ class Arrivals:
         self._switches: list[Callable[[bool], None]] = []
         self._noted: deque[Arrival] = deque(maxlen=_REMEMBERED)
         self._until_ns = 0
-        self._ended_ns: int | None = None
+        self._ended_ns = 0
+        self._about_until_ns = 0  # while a stall may be about to end
 
     def enter(self, switch: Callable[[bool], None]) -> None:
         """Have `switch` told whether to note requests."""
@@ -48,36 +49,41 @@ class Arrivals:
     def ask(self, over: bool) -> None:
         """From now on, for a while; `over`: a stall has just ended, else one may be about to."""
         now = monotonic_ns()
-        if now > self._until_ns:
+        if now > self._last_ns:
             self._noted.clear()
-        self._until_ns = now + PATIENCE_NS
-        self._ended_ns = now if over else None
+        if over:
+            self._ended_ns, self._until_ns, self._about_until_ns = now, now + PATIENCE_NS, 0
+        else:
+            self._about_until_ns = now + PATIENCE_NS
         for switch in self._switches.copy():
             switch(True)
 
     def dismiss(self) -> None:
-        """There was no stall to ask for."""
-        if self._ended_ns is None:
-            self._until_ns = 0
-            self._noted.clear()
+        """What may have been one was none; those that an earlier stall has delayed are asked on."""
+        self._about_until_ns = 0
+        self.forget()
+
+    @property
+    def _last_ns(self) -> int:
+        return max(self._until_ns, self._about_until_ns)
 
     def note(self, scope: Scope, receive: object, coroutine: Coroutine[Any, Any, None]) -> None:
         """A request begins, in the context that it will run in."""
         now = monotonic_ns()
-        if now > self._until_ns:
+        if now > self._last_ns:
             for switch in self._switches.copy():
                 switch(False)
             return
         arrived_ns = _arrived(receive)
         key = reference(coroutine)
         hash(key)  # which cannot be told any more when it is gone
-        ended_ns = self._ended_ns
-        if arrived_ns is None or (ended_ns is not None and arrived_ns > ended_ns + _TICKS_NS):
+        about = now <= self._about_until_ns
+        if arrived_ns is None or (not about and arrived_ns > self._ended_ns + _TICKS_NS):
             # That it began is all that matters of it; and by its key which it is, for it may hold the loop next.
             request = ActiveRequest({}, now, Context(), key)
         else:
             request = ActiveRequest(scope, now, copy_context(), key)
-            if ended_ns is not None:
+            if not about:
                 self._until_ns = now + PATIENCE_NS  # more of them may come
         self._noted.append(Arrival(request, arrived_ns, _whole(scope)))
 
@@ -87,13 +93,13 @@ class Arrivals:
 
     def forget(self) -> None:
         """Let go of those noted, where nobody is to be told of them any more."""
-        if monotonic_ns() > self._until_ns:
+        if monotonic_ns() > self._last_ns:
             self._noted.clear()
 
     @property
     def more_may_come(self) -> bool:
         """Whether requests that had waited may still begin."""
-        return monotonic_ns() < self._until_ns
+        return monotonic_ns() < self._last_ns
 
 
 def _arrived(receive: object) -> int | None:
