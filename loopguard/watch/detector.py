@@ -149,12 +149,14 @@ def _idle_since(last: Look, idle: Look, beat: LateBeat) -> int:
     when it was over, at the rate until then; else that was in mid-time.
     """
     earliest = max(last.at_ns, idle.at_ns - (beat.due_ns - beat.last_ns))
+    middle = (earliest + idle.at_ns) // 2
     if last.iteration is not None:
         if last.iteration.index is not None:
             return idle.at_ns
-        waited = max(0, beat.due_ns - last.iteration.started_ns)
-        return max(earliest, min(beat.at_ns - waited, idle.at_ns))
-    middle = (earliest + idle.at_ns) // 2
+        reckoned = beat.at_ns - max(0, beat.due_ns - last.iteration.started_ns)
+        if reckoned < earliest - last.iteration.error_ns:
+            return middle  # something has woken it before
+        return max(earliest, min(reckoned, idle.at_ns))
     if last.cpu_ns is None or beat.cpu_ns is None:
         return middle
     before, after = last.cpu_ns - beat.cpu_start_ns, beat.cpu_start_ns + beat.cpu_ns - last.cpu_ns
