@@ -48,6 +48,7 @@ def seen(withheld: float | None = 0.0, **changes: Any) -> Seen:
         ),
         (seen(cause="lock"), "fails"),
         (seen(cause="lock", stack=(CULPRIT, STARTS)), "warns"),
+        (seen(cause="unknown", stack=(CULPRIT, STARTS)), "warns"),
         (seen(cause="cpu", stack=(CULPRIT, STARTS)), "fails"),
         (seen(stack=(CULPRIT, replace(LIBRARY, module="bdb"))), "passes"),
         (seen(stack=(CULPRIT, replace(LIBRARY, module="_pydevd_bundle.pydevd_frame"))), "passes"),

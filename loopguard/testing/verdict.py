@@ -54,8 +54,11 @@ def is_debugged(stall: Stall) -> bool:
 
 
 def _starts_a_thread(stall: Stall) -> bool:
-    """Whether the loop waited until a new thread, as of `asyncio.to_thread`, had got a CPU for the first time."""
-    return stall.cause == "lock" and any(
+    """Whether the loop waited until a new thread, as of `asyncio.to_thread`, had got a CPU for the first time.
+
+    It may have had the GIL by then and no CPU: what this one waited for, the lock or the GIL, is then not known.
+    """
+    return stall.cause in ("lock", "unknown") and any(
         (frame.module, frame.function) == ("threading", "Thread.start") for frame in stall.stack
     )
 
