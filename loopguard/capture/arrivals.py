@@ -14,7 +14,7 @@ from loopguard.evidence import ActiveRequest, Arrival, Scope
 
 _REMEMBERED = 4_000
 # For so long after a stall, and after each request that had waited for it, they are asked: on a busy loop one pass
-# through those that have begun may take as long before the next can. Each that is asked takes a third longer.
+# through those that have begun may take as long before the next can.
 PATIENCE_NS = 1_000_000_000
 _TICKS_NS = 10_000_000  # the kernel counts in ticks of 4 ms, and tells whole milliseconds
 _TRIES = 3

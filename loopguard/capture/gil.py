@@ -45,7 +45,8 @@ def _find() -> int | None:
         sleep = ctypes.PyDLL(None).usleep  # keeps the GIL
     except (OSError, TypeError, AttributeError):  # Windows
         return None
-    lock, waiter = _thread.allocate_lock(), list[int]()
+    lock = threading.Lock()
+    waiter: list[int] = []
     with lock:
         try:
             # Not threading.Thread: who starts one waits until it runs, which it never does if an exception is raised
@@ -57,7 +58,7 @@ def _find() -> int | None:
     return None if waits_on is None else _next_futex(waiter[0], waits_on, sleep)
 
 
-def _pass(lock: _thread.LockType, waiter: list[int]) -> None:
+def _pass(lock: threading.Lock, waiter: list[int]) -> None:
     waiter.append(threading.get_native_id())
     with lock:
         pass

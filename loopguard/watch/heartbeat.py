@@ -119,7 +119,6 @@ class Heartbeat:
         self._gc_ns = 0
         self._switches: int | None = None  # not known of a run that was taken up, until it beats
         self._beats = 0
-        self._second_ns = 0
         self._nudged_ns = 0
         self._delay_ns: int | None = None
         self._noted: tuple[int, int] | None = None
@@ -280,11 +279,9 @@ class Heartbeat:
             self._count(now)
             if now - self.due_ns < slack:
                 self._next(now)
+                self._shared.others.note(now)
+                self._shared.note_threadpool(now)
                 self.alarm.arm(self.due_ns + slack)
-                if now >= self._second_ns:
-                    self._second_ns = now + 1_000_000_000
-                    self._shared.others.note(now)
-                    self._shared.note_threadpool(now)
             else:
                 late = self._late(now)
                 self._look_after(now)
