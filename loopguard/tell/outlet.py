@@ -39,9 +39,8 @@ class Outlet:
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._acting = threading.Lock()
-        self._turnstile = (
-            threading.Lock()
-        )  # whoever waits in it for the end of an act comes before the next
+        # Whoever waits in it for the end of an act comes before the next.
+        self._turnstile = threading.Lock()
         self._thread = LastingThread(name, self._run, self._struck)
         self._busy_since: float | None = None
         self._hung = False
